@@ -1,0 +1,30 @@
+"""graphgrow: a compiler for neural networks. See `graphgrow.trace`, `graphgrow.check` and the passes."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphgrow.export import export_onnx, export_pt2, export_safetensors
+    from graphgrow.pipeline import Pass, Pipeline
+    from graphgrow.program import Program
+    from graphgrow.trace import trace
+    from graphgrow.verify import check
+
+    load = Program.load
+
+__all__ = ["Pass", "Pipeline", "Program", "check", "export_onnx", "export_pt2", "export_safetensors", "load", "trace"]
+
+_HOMES = {
+    "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "check": "verify", "trace": "trace",
+    "export_onnx": "export", "export_pt2": "export", "export_safetensors": "export",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Rooms are opened when they are used: `import graphgrow` imports no torch."""
+    from importlib import import_module
+
+    if name == "load":
+        return import_module("graphgrow.program").Program.load
+    if name in _HOMES:
+        return getattr(import_module(f"graphgrow.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'graphgrow' has no attribute {name!r}")

@@ -1,0 +1,149 @@
+"""Axis inference: one walk through the graph, an operator's rule at a time, and the terms that come out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from graphgrow import ops, sizes
+from graphgrow.axes import layout as _layout  # registers its rules
+from graphgrow.axes.names import Named, name_atoms
+from graphgrow.axes.rules import RULES, Result, opaque, tensors
+from graphgrow.axes.state import Contraction, Literal, Lookup, State, freeze_all, fresh, place
+from graphgrow.axes.terms import Axis, Conflict
+from graphgrow.graph import Graph, Node, TensorType
+from graphgrow.axes.term import Atom, Product, Sum, Term, UNIT
+
+__all__ = ["Axes", "infer"]
+assert _layout
+# Kinds that leave the values of an index tensor what they are.
+INDEX_KEEPING = {"reshape", "permute", "unsqueeze", "expand", "slice", "select", "getitem", "pointwise"}
+
+
+def infer(graph: Graph) -> Axes:
+    """What every dimension of every tensor of the graph means."""
+    state = State(graph)
+    for node in graph.nodes:
+        if isinstance(node.type, TensorType | tuple):
+            _apply(state, node)
+    return _Reader(state).axes()
+
+
+def _apply(state: State, node: Node) -> None:
+    try:
+        result = RULES.get(ops.kind(node.op), opaque)(state, node)
+    except Conflict as conflict:
+        result = _frozen(state, node, f"{place(node)}: {conflict}")
+    first = next(iter(node.operands()), None)
+    if first in state.ranges and ops.kind(node.op) in INDEX_KEEPING:
+        state.ranges[node.name] = state.ranges[first]
+    if isinstance(node.type, tuple):
+        state.several[node.name] = result  # type: ignore[assignment]
+        return
+    shape: Sequence[Axis] = result  # type: ignore[assignment]
+    if tuple(axis.size for axis in shape) != node.shape:
+        differing = any(a.size != b for a, b in zip(shape, node.shape, strict=False))
+        assert differing or len(shape) == len(node.shape), f"{node}: rule gave {shape}"
+        result = shape = _frozen_sizes(state, node, shape)
+    state.shapes[node.name] = tuple(shape)
+
+
+def _frozen(state: State, node: Node, reason: str) -> Result:
+    for shape in tensors(state, node):
+        freeze_all(shape, reason)
+    types = node.type if isinstance(node.type, tuple) else (node.type,)
+    made = tuple(fresh(type_) if isinstance(type_, TensorType) else () for type_ in types)
+    for shape in made:
+        freeze_all(shape, reason)
+    return made if isinstance(node.type, tuple) else made[0]
+
+
+def _frozen_sizes(state: State, node: Node, shape: Sequence[Axis]) -> tuple[Axis, ...]:
+    """Sizes that the exporter knows to be equal but writes differently: fixed, with the reason."""
+    new = list(fresh(node.tensor))
+    for index, (old, size) in enumerate(zip(shape, node.shape, strict=True)):
+        if old.size == size:
+            new[index] = old
+        else:
+            freeze_all((old, new[index]), f"{place(node)} gives {size} where {old.size} was expected")
+    return tuple(new)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The axes of a graph. `terms` gives every node's dimensions (several outputs: through their getitem nodes)."""
+
+    graph: Graph
+    terms: Mapping[str, tuple[Term, ...]]
+    several: Mapping[str, tuple[tuple[Term, ...], ...]]
+    literals: tuple[tuple[Literal, tuple[Term, ...]], ...]
+    contractions: tuple[tuple[Contraction, tuple[Term, ...], tuple[Term, ...], tuple[tuple[Term, ...], ...]], ...]
+    lookups: tuple[tuple[Lookup, Term], ...]
+    frozen: Mapping[Atom, tuple[str, ...]]
+    ordered: Mapping[Atom, tuple[str, ...]]
+
+    @cached_property
+    def parameters(self) -> Mapping[str, tuple[Term, ...]]:
+        """The terms of every parameter and buffer that the graph reads."""
+        return {name: self.terms[node.name] for name, node in self.graph.parameters.items()}
+
+    @cached_property
+    def named(self) -> tuple[Named, ...]:
+        """The axes that live in parameters, with their names for people."""
+        return name_atoms(self)
+
+
+class _Reader:
+    """Reads the union-find into immutable terms, once per root."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.terms: dict[int, Term] = {}
+        self.frozen: dict[Atom, dict[str, None]] = {}
+        self.ordered: dict[Atom, dict[str, None]] = {}
+        self.count = 0
+
+    def axes(self) -> Axes:
+        state = self.state
+        terms = {name: self.shape(shape) for name, shape in state.shapes.items()}
+        several = {name: tuple(self.shape(shape) for shape in shapes) for name, shapes in state.several.items()}
+        literals = tuple((literal, self.shape(literal.axes)) for literal in state.literals)
+        contractions = tuple(
+            (c, self.shape(c.shared), self.shape(c.summed), tuple(self.shape(f) for f in c.free))
+            for c in state.contractions
+        )
+        lookups = tuple((lookup, self.term(lookup.axis)) for lookup in state.lookups)
+        self._spread()
+        frozen = {atom: tuple(reasons) for atom, reasons in self.frozen.items()}
+        ordered = {atom: tuple(reasons) for atom, reasons in self.ordered.items()}
+        return Axes(state.graph, terms, several, literals, contractions, lookups, frozen, ordered)
+
+    def shape(self, shape: Sequence[Axis]) -> tuple[Term, ...]:
+        return tuple(self.term(axis) for axis in shape)
+
+    def term(self, axis: Axis) -> Term:
+        root = axis.root()
+        if root.size == 1:
+            return UNIT
+        found = self.terms.get(root.number)
+        if found is None:
+            found = self.terms[root.number] = self._read(root)
+            self.marks = getattr(self, "marks", [])
+            if root.frozen or root.ordered:
+                self.marks.append((found, root))
+        return found
+
+    def _read(self, root: Axis) -> Term:
+        if root.form == "atom":
+            self.count += 1
+            return Atom(self.count, root.size)
+        parts = [self.term(part) for part in root.parts]
+        return Product.of(parts) if root.form == "*" else Sum.of(parts)
+
+    def _spread(self) -> None:
+        """Reasons go down to the atoms."""
+        for term, root in getattr(self, "marks", []):
+            for atom in term.atoms:
+                self.frozen.setdefault(atom, {}).update(root.frozen) if root.frozen else None
+                self.ordered.setdefault(atom, {}).update(root.ordered) if root.ordered else None

@@ -1,0 +1,105 @@
+"""What a rewrite is sure of: the data of a certificate. Only `verify` makes one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Fill = Literal["free", "zero", "one", "mean"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Constraint(_Value):
+    """One new block of a parameter and what it must hold for the proof to go through."""
+
+    parameter: str
+    dim: int  # the parameter's dimension that grew
+    axis: str  # the axis, by its name for people
+    fill: Fill
+    reason: str = ""  # the operator that needs it
+
+
+class Growth(_Value):
+    """One axis and its number of units before and after."""
+
+    axis: str
+    old: int
+    new: int
+
+
+class Proof(_Value):
+    """The derivation on the graph: every output is the same whatever the free blocks hold."""
+
+    holds: bool
+    why: str  # where it fails, or how many nodes it went through
+    constraints: tuple[Constraint, ...] = ()  # minimal: the proof fails without any one of them
+
+
+class Trial(_Value):
+    """One comparison of old and new on random inputs. Deviations are relative to the largest value of the old outputs
+    (or gradients); `rounding32` is how far the old program itself is off in float32."""
+
+    sizes: str  # of the dynamic dimensions: "batch=1, sequence=5"
+    output64: float
+    output32: float
+    gradient64: float
+    rounding32: float
+    tolerance64: float
+
+
+class Test(_Value):
+    """The numeric equivalence test. `reduced` says that it ran on both programs with their axes shrunk alike."""
+
+    holds: bool
+    trials: tuple[Trial, ...] = ()
+    reduced: bool = False
+    why: str = ""
+    seed: int = 0
+
+    @property
+    def worst(self) -> Trial | None:
+        """The trial with the largest deviation in float64."""
+        return max(self.trials, key=lambda trial: max(trial.output64, trial.gradient64), default=None)
+
+
+class Certificate(_Value):
+    """What one pass did to a program, what it claims, and the evidence.
+
+    `claim` is `Exact` (same outputs for every input, in real arithmetic), `Within` or `Changes`.
+    """
+
+    spec: str  # the pass with its options, as the command line takes them
+    old: str  # digests of both programs
+    new: str
+    claim: Literal["Exact", "Within", "Changes"]
+    growth: tuple[Growth, ...] = ()
+    proof: Proof | None = None
+    test: Test | None = None
+    version: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the claim is proved or tested, and nothing speaks against it."""
+        found = [evidence.holds for evidence in (self.proof, self.test) if evidence is not None]
+        return any(found) and (self.test is None or self.test.holds)
+
+    @property
+    def evidence(self) -> str:
+        """The three words: `proved`, `tested`, `measured`, as far as they are true."""
+        words = ["proved"] if self.proof and self.proof.holds else []
+        words += ["tested"] if self.test and self.test.holds else []
+        return " and ".join(words) or "nothing"
+
+    def __str__(self) -> str:
+        lines = [f"{self.spec}: {self.claim.lower()}, {self.evidence}"]
+        lines += [f"  {growth.axis}: {growth.old} -> {growth.new}" for growth in self.growth]
+        if self.proof:
+            lines.append(f"  proof: {self.proof.why}")
+            lines += [f"    {row.fill} {row.parameter} (dim {row.dim})" for row in self.proof.constraints]
+        if self.test:
+            lines.append(f"  test: {self.test.why}")
+        return "\n".join(lines)

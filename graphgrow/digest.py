@@ -1,0 +1,43 @@
+"""Fingerprints: the sha256 of a graph and of the bytes of its tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from graphgrow.files import graph_to_text
+from graphgrow.graph import Graph, Kind
+
+_THREADS = 2
+# Programs share the tensors that passes leave alone: each is read once.
+_known = WeakTensorKeyDictionary()
+
+
+def digest(
+    graph: Graph, tensors: Mapping[str, Tensor], kinds: Mapping[str, Kind], aliases: Mapping[str, str], dtype: str
+) -> str:
+    """The fingerprint of a program; tensors without storage count by their shapes."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        hashes = list(threads.map(_tensor_digest, tensors.values()))
+    described = [
+        [name, str(tensor.dtype), list(tensor.shape), found, astuple(kinds[name])]
+        for (name, tensor), found in zip(tensors.items(), hashes, strict=True)
+    ]
+    text = json.dumps([sorted(described), sorted(aliases.items()), dtype])
+    return hashlib.sha256(f"{graph_to_text(graph)}\n{text}".encode()).hexdigest()
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    if tensor.is_meta:
+        return "no storage"
+    if tensor not in _known:
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        _known[tensor] = hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()
+    return _known[tensor]

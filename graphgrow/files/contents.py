@@ -1,0 +1,157 @@
+"""What a program file holds, and its header: everything but the tensors, as JSON text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from graphgrow.certificate import Certificate
+from graphgrow.files import check
+from graphgrow.files.check import Json
+from graphgrow.files.nodes import located
+from graphgrow.files.text import graph_from_value, graph_to_text, parsed
+from graphgrow.graph import WEIGHTS, Graph, Kind
+
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in check.DTYPES}
+_TRAINABLE = frozenset(dtype for dtype in DTYPES.values() if dtype.is_floating_point or dtype.is_complex)
+_HEADER = frozenset({"graph", "kinds", "aliases", "dtype", "journal"})
+_TAKEN = frozenset(dir(nn.Module()))  # a submodule or parameter of such a name would hide nn.Module's own
+
+
+def _kind_text(kind: Kind) -> str:
+    """`parameter persistent trainable`, for instance."""
+    saved, trained = (
+        "persistent" if kind.persistent else "transient",
+        "trainable" if kind.trainable else "frozen",
+    )
+    return f"{kind.role} {saved} {trained}"
+
+
+_ALL = product(("parameter", "buffer", "constant"), (True, False), (True, False))
+_KINDS = {_kind_text(kind): kind for kind in (Kind(*values) for values in _ALL)}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A program, part by part: `tensors` by name, once each; `aliases` the further names of tied tensors."""
+
+    graph: Graph
+    tensors: Mapping[str, Tensor]
+    kinds: Mapping[str, Kind]
+    aliases: Mapping[str, str]
+    dtype: str
+    journal: tuple[Certificate, ...]
+
+
+def header_text(contents: Contents) -> str:
+    """The JSON text of everything but the tensors, deterministic."""
+    rest = {
+        "kinds": {name: _kind_text(kind) for name, kind in contents.kinds.items()},
+        "aliases": dict(contents.aliases),
+        "dtype": contents.dtype,
+        "journal": [_spelled(certificate.model_dump(mode="json")) for certificate in contents.journal],
+    }
+    return f'{{"graph": {graph_to_text(contents.graph)},\n{json.dumps(rest, allow_nan=False)[1:]}'
+
+
+def contents_from(header: str, tensors: Mapping[str, Tensor]) -> Contents:
+    """The contents whose header and tensors these are. Raises FileError where anything is not as it must be."""
+    found = check.fields(parsed(header), _HEADER)
+    graph = graph_from_value(found["graph"])
+    kinds, aliases = _kinds(found["kinds"], tensors), _aliases(found["aliases"], tensors)
+    _check_names([*tensors, *aliases])
+    dtype = check.dtype(found["dtype"], check.FLOATS)
+    _check_parameters(graph, tensors, dtype)
+    return Contents(graph, tensors, kinds, aliases, dtype, _journal(found["journal"]))
+
+
+def _kinds(value: Json, tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
+    """What each tensor is to the module: an entry for every tensor, and no other."""
+    kinds: dict[str, Kind] = {}
+    for name, text in check.fields(value, frozenset(tensors)).items():
+        if not isinstance(text, str) or text not in _KINDS:
+            raise check.bad(f"{check.shown(text)} as the kind of a tensor", where=f"tensor {name!r}")
+        kind = kinds[name] = _KINDS[text]
+        if kind.role == "parameter" and kind.trainable and tensors[name].dtype not in _TRAINABLE:
+            raise check.bad(f"a trainable parameter of {tensors[name].dtype}", where=f"tensor {name!r}")
+    return kinds
+
+
+def _aliases(value: Json, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Further names of tensors: each for a tensor there is, none a tensor's own name."""
+    aliases: dict[str, str] = {}
+    for alias, name in check.entries(value).items():
+        if not isinstance(name, str) or name not in tensors or alias in tensors:
+            found = f"the name {check.shown(alias)} for {check.shown(name)}, which does not lead to one tensor"
+            raise check.bad(found, where="tied tensors")
+        aliases[alias] = name
+    return aliases
+
+
+def _check_names(names: list[str]) -> None:
+    """Tensor names that a module tree can hold: no module is a tensor, none hides what nn.Module is made of."""
+    modules: set[str] = set()
+    for name in names:
+        module = check.path(name, "tensor").rpartition(".")[0]
+        while module and module not in modules:
+            modules.add(module)
+            module = module.rpartition(".")[0]
+    if taken := _TAKEN.intersection(part for name in names for part in name.split(".")):
+        raise check.bad(f"{min(taken)!r} in a tensor's name: nn.Module has one of its own")
+    if both := modules.intersection(names):
+        raise check.bad(f"{min(both)!r}, which is a tensor and also a module with tensors")
+
+
+def _check_parameters(graph: Graph, tensors: Mapping[str, Tensor], weights: str) -> None:
+    """Every `parameter` node reads a tensor there is, of the shape and data type the node has."""
+    for name, node in graph.parameters.items():
+        tensor = tensors.get(name)
+        dtype = weights if node.tensor.dtype == WEIGHTS else node.tensor.dtype
+        if tensor is not None and node.shape == tuple(tensor.shape) and DTYPES[dtype] is tensor.dtype:
+            continue
+        there = "there is none" if tensor is None else f"it is {tensor.dtype}{list(tensor.shape)}"
+        found = f"the tensor {name!r} as {dtype}[{', '.join(map(str, node.shape))}], but {there}"
+        raise check.bad(found, where=f"node {graph.nodes.index(node)} ({node.name})")
+
+
+def _journal(value: Json) -> tuple[Certificate, ...]:
+    """The certificates. Non-finite numbers in them are spelled as text, which pydantic reads back as numbers."""
+    certificates: list[Certificate] = []
+    for index, item in enumerate(check.items(value)):
+        with located(f"certificate {index}"):
+            _check_printable(item)
+            certificates.append(_certificate(item))
+    return tuple(certificates)
+
+
+def _certificate(value: Json) -> Certificate:
+    try:
+        return Certificate.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise check.bad(f"{check.shown(place)}: {first['msg']}") from error
+
+
+def _check_printable(value: Json, depth: int = 0) -> None:
+    """Text for people holds no terminal's control characters."""
+    if depth > 8 or (isinstance(value, str) and not value.replace("\n", "").isprintable()):
+        raise check.bad(f"{check.shown(value)}, which can't be printed")
+    for item in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
+        _check_printable(item, depth + 1)
+
+
+def _spelled(value: Json) -> Json:
+    """`value` with infinities and not-a-number as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list):
+        return [_spelled(item) for item in value]
+    return {key: _spelled(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,181 @@
+"""Passes and pipelines: a pass proposes, `verify` disposes.
+
+A pass is a frozen dataclass; its fields are its options, in Python, in specs (`widen:axis=mlp,factor=2`) and on the
+command line. Passes are found through the entry-point group `graphgrow.passes`, whose entries name tables from pass
+names to `module:Class`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+
+from graphgrow.axes import Axes
+from graphgrow.axes.names import Named
+from graphgrow.errors import OptionError
+from graphgrow.program import Program
+from graphgrow.rewrite import Rewriter
+from graphgrow.verify import certify
+
+GROUP = "graphgrow.passes"
+Claim = Literal["Exact", "Within", "Changes"]
+
+
+def option(doc: str, **kwargs: Any) -> Any:
+    """A field of a pass, with the line that its help prints."""
+    return field(metadata={"doc": doc}, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass(ABC):
+    """One rewrite. Subclasses are frozen dataclasses that say what they claim and implement `rewrite`."""
+
+    name: ClassVar[str]
+    claim: ClassVar[Claim]
+
+    seed: int = option("of everything random: new values and the inputs of the test", default=0)
+
+    @abstractmethod
+    def rewrite(self, rewriter: Rewriter) -> None:
+        """Ask the rewriter for edits. Raises Refusal where the pass can't hold what it claims."""
+
+    def __call__(self, program: Program) -> Program:
+        """The rewritten program, with a certificate; `program` stays what it was. Raises Refusal or CheckFailed."""
+        rewriter = Rewriter(program, self.seed)
+        self.rewrite(rewriter)
+        new = rewriter.program
+        certificate = certify(program, new, spec=self.spec, claim=self.claim, seed=self.seed)
+        return new.replace(journal=(*program.journal, certificate))
+
+    @property
+    def spec(self) -> str:
+        """The pass as the command line takes it: its name, and the options that differ from their defaults."""
+        given = [
+            f"{item.name}={_written(value)}"
+            for item in fields(self)
+            if (value := getattr(self, item.name)) != _default(item)
+        ]
+        return f"{self.name}:{','.join(given)}" if given else self.name
+
+    @classmethod
+    def parse(cls, options: Mapping[str, str]) -> Self:
+        """A pass from the text of its options. Raises OptionError for unknown or unreadable ones."""
+        hints, known = get_type_hints(cls), {item.name for item in fields(cls)}
+        for name in options:
+            if name not in known:
+                raise OptionError.unknown(f"option of {cls.name}", name, sorted(known))
+        return cls(**{name: _read(cls.name, name, text, hints[name]) for name, text in options.items()})
+
+
+def _default(item: Field[Any]) -> Any:
+    if item.default is not MISSING:
+        return item.default
+    return item.default_factory() if item.default_factory is not MISSING else MISSING
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return "+".join(str(item) for item in value)  # type: ignore[reportUnknownVariableType]
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _read(owner: str, name: str, text: str, kind: Any) -> Any:
+    """One option's value. Lists are joined by `+`."""
+    choices = get_args(kind)
+    if get_origin(kind) is Literal:
+        if text not in choices:
+            raise OptionError.unknown(f"value of {owner}:{name}", text, [str(choice) for choice in choices])
+        return text
+    if get_origin(kind) is tuple:
+        return tuple(_read(owner, name, part, choices[0]) for part in text.split("+"))
+    kinds = [choice for choice in choices if choice is not type(None)] if choices else [kind]
+    if type(None) in choices and text.lower() in ("none", ""):
+        return None
+    try:
+        if kinds[0] is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        return kinds[0](text)
+    except (ValueError, KeyError):
+        raise OptionError(found=f"{owner}:{name}={text}", fix=f"give {name} as {kinds[0].__name__}") from None
+
+
+def available() -> dict[str, str]:
+    """Every pass that is installed: its name and where its class is."""
+    found: dict[str, str] = {}
+    for entry in entry_points(group=GROUP):
+        table: Mapping[str, str] = entry.load()
+        for name, target in table.items():
+            if found.setdefault(name, target) != target:
+                raise OptionError(found=f"two passes called {name!r}: {found[name]} and {target}", fix="uninstall one")
+    return dict(sorted(found.items()))
+
+
+def find(name: str) -> type[Pass]:
+    """The class of a pass. Raises OptionError for an unknown name, with the nearest ones."""
+    known = available()
+    if name not in known:
+        raise OptionError.unknown("pass", name, known)
+    module, _, attribute = known[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def parse_pass(spec: str) -> Pass:
+    """A pass from its spec, `name` or `name:key=value,key=value`."""
+    name, _, text = spec.partition(":")
+    options: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise OptionError(found=f"{part!r} in {spec!r}", fix=f"write options as key=value: {name}:{key}=...")
+        options[key.strip()] = value.strip()
+    return find(name.strip()).parse(options)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes one after the other."""
+
+    passes: tuple[Pass, ...]
+
+    @classmethod
+    def parse(cls, specs: Iterable[str], seed: int | None = None) -> Self:
+        """From specs; `seed` is given to every pass whose spec has none."""
+        parsed = [parse_pass(spec if seed is None or "seed=" in spec else _seeded(spec, seed)) for spec in specs]
+        return cls(tuple(parsed))
+
+    def steps(self, program: Program) -> Iterator[Program]:
+        """The program after each pass."""
+        for one in self.passes:
+            program = one(program)
+            yield program
+
+    def __call__(self, program: Program) -> Program:
+        """The program after all passes. Raises what a pass raises."""
+        for program in self.steps(program):  # noqa: B020
+            pass
+        return program
+
+
+def _seeded(spec: str, seed: int) -> str:
+    return f"{spec}{',' if ':' in spec else ':'}seed={seed}"
+
+
+def select(axes: Axes, pattern: str, owner: str) -> Sequence[Named]:
+    """The axes that a pattern means: a role (`mlp`), a name (`mlp@blocks.0`), a glob over names, or `re:` a regular
+    expression. Raises OptionError when it means none, with the nearest names."""
+    named = axes.named
+    chosen = [axis for axis in named if axis.name == pattern] or [axis for axis in named if axis.role == pattern]
+    if not chosen and pattern.startswith("re:"):
+        chosen = [axis for axis in named if re.search(pattern[3:], axis.name)]
+    elif not chosen:
+        chosen = [axis for axis in named if fnmatch.fnmatchcase(axis.name, pattern)]
+    if not chosen:
+        known = [*dict.fromkeys(axis.role for axis in named), *(axis.name for axis in named)]
+        raise OptionError.unknown(f"axis for {owner}", pattern, known)
+    return chosen

@@ -1,0 +1,61 @@
+"""Rewriter: the only editor of programs. A pass asks it for edits; it keeps a list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from graphgrow.axes import Atom, Axes
+from graphgrow.errors import Refusal
+from graphgrow.program import Program
+from graphgrow.prove import ANY, ZERO, Block, Derivation, Prover
+from graphgrow.rewrite.resize import Fill, Fills, Init, refuse_frozen, resize
+from graphgrow.rewrite.units import Resizing
+
+
+class Rewriter:
+    """Edits a copy-on-write view of one program; `program` is the result so far, `edits` what was done."""
+
+    def __init__(self, program: Program, seed: int = 0) -> None:
+        self.program, self.seed = program, seed
+        self.edits: list[str] = []
+
+    def grow(self, sizes: Mapping[Atom, int], init: Init = "scaled") -> Derivation:
+        """Give axes more units so that the function stays: which new blocks must be zero is derived on the graph.
+
+        Raises Refusal for frozen axes, and where no assignment of the new blocks keeps the function.
+        """
+        axes = self.program.axes
+        for atom in sizes:
+            refuse_frozen(axes, atom)
+        prover = Prover(axes, dict(sizes))
+        derivation = prover.derive()
+        if not derivation.holds:
+            raise Refusal(
+                found=f"{_names(axes, sizes)} can't grow without changing the function: {derivation.why}",
+                where="the proof on this graph",
+                fix="choose other axes: `graphgrow axes` lists them",
+            )
+        fills = {block: _fill(prover, block, fact) for block, fact in derivation.assignment.items()}
+        self._resize(sizes, {}, Fills(fills, init, self.seed))
+        return derivation
+
+    def shrink(self, kept: Mapping[Atom, Sequence[int]]) -> None:
+        """Keep only the units listed of each axis. Promises nothing about the function."""
+        self._resize({atom: len(units) for atom, units in kept.items()}, kept, Fills({}))
+
+    def _resize(self, sizes: Mapping[Atom, int], kept: Mapping[Atom, Sequence[int]], fills: Fills) -> None:
+        names = {named.atom: named.name for named in self.program.axes.named}
+        self.program = resize(self.program, Resizing(sizes, kept), fills)
+        self.edits += [f"resize {names.get(atom, atom)}: {atom.size} -> {size}" for atom, size in sizes.items()]
+
+
+def _fill(prover: Prover, block: Block, fact: int) -> Fill:
+    if fact == ZERO:
+        return "zero"
+    assert fact == ANY
+    return "one" if block.parameter in prover.positive else "free"
+
+
+def _names(axes: Axes, sizes: Mapping[Atom, int]) -> str:
+    found = [named.name for named in axes.named if named.atom in sizes]
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more axes" if len(found) > 3 else "")

@@ -1,0 +1,331 @@
+"""From an `ExportedProgram` to a `Graph`: nested graphs inlined, asserts dropped, sizes made symbolic expressions."""
+
+from __future__ import annotations
+
+import keyword
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import is_symbolic
+from torch.utils import _pytree as pytree
+
+from graphgrow import sizes
+from graphgrow.errors import TraceError
+from graphgrow.graph import (
+    Argument,
+    ByMode,
+    Dtype,
+    Graph,
+    Kind,
+    Node,
+    Origin,
+    Record,
+    Ref,
+    ScalarType,
+    Structure,
+    TensorType,
+    Type,
+)
+from graphgrow.sizes import Dim, Size
+from graphgrow.trace.canonical import canonical
+from graphgrow.trace.draft import Draft, clean_input
+
+DROPPED = {
+    "aten._assert_tensor_metadata.default",
+    "aten._assert_scalar.default",
+    "aten._assert_async.msg",
+    "aten.sym_constrain_range_for_size.default",
+    "aten.sym_constrain_range.default",
+}
+IGNORED_ARGUMENTS = {"device", "layout", "pin_memory", "memory_format", "generator"}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A graph and what its tensors are."""
+
+    graph: Graph
+    tensors: Mapping[str, torch.Tensor]
+    kinds: Mapping[str, Kind]
+
+
+def convert(exported: ExportedProgram) -> Converted:
+    """Read an exported program. Raises TraceError for what has no place in a graph."""
+    draft = Draft()
+    value: dict[fx.Node, Argument] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    kinds: dict[str, Kind] = {}
+    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    placeholders = exported.graph.find_nodes(op="placeholder")
+    users = [node for node in placeholders if specs[node.name].kind is InputKind.USER_INPUT]
+    names = {node: clean_input(name) for node, name in zip(users, _input_names(exported, users), strict=True)}
+    _name_symbols(draft, exported, names)
+    for node in placeholders:
+        spec = specs[node.name]
+        if spec.kind is InputKind.USER_INPUT:
+            if not isinstance(node.meta["val"], torch.Tensor):
+                value[node] = node.meta["val"] if isinstance(node.meta["val"], int | float | bool) else None
+                continue
+            name = draft.free(names[node])
+            value[node] = draft.append(Node(name, "input", (), (), _type(draft, node.meta["val"])))
+    for node in placeholders:
+        spec = specs[node.name]
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            target = str(spec.target)
+            tensor = _tensor(exported, target)
+            role = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}.get(spec.kind, "constant")
+            if role == "constant":
+                target = f"constants.{len(kinds)}"
+            name = draft.fresh(node.name.removeprefix("p_").removeprefix("b_").removeprefix("c_"))
+            if node.users:
+                type_ = _type(draft, node.meta["val"])
+                scope = target.rpartition(".")[0] if role != "constant" else ""
+                value[node] = draft.append(Node(name, "parameter", (target,), (), type_, scope))
+            tensors[target] = tensor
+            persistent = role == "parameter" or spec.persistent is True
+            kinds[target] = Kind(role, persistent, tensor.requires_grad)  # type: ignore[arg-type]
+    _inline(draft, exported.graph_module, value)
+    (output,) = exported.graph.find_nodes(op="output")
+    flat = [_argument(draft, item, value) if isinstance(item, fx.Node) else item for item in output.args[0]]
+    spec = exported.call_spec.out_spec
+    if spec is None:
+        raise TraceError(found="a model without an output")
+    outputs = _structure(pytree.tree_unflatten(flat, spec))
+    return Converted(Graph(tuple(draft.by_name.values()), outputs, dict(draft.origins)), tensors, kinds)
+
+
+def _tensor(exported: ExportedProgram, target: str) -> torch.Tensor:
+    found = exported.state_dict.get(target, exported.constants.get(target))
+    if not isinstance(found, torch.Tensor):
+        raise TraceError(found=f"{target}, which is no tensor but {type(found).__name__}")
+    return found
+
+
+def _input_names(exported: ExportedProgram, placeholders: Sequence[fx.Node]) -> list[str]:
+    """The names the inputs were given by (the exporter writes them in lower case)."""
+    given = exported.call_spec.in_spec
+    keys: list[str] = list(given.child(1).context) if given is not None and given.child(0).num_leaves == 0 else []
+    return keys if len(keys) == len(placeholders) else [str(node.target) for node in placeholders]
+
+
+def _name_symbols(draft: Draft, exported: ExportedProgram, inputs: Mapping[fx.Node, str]) -> None:
+    """Name the dynamic sizes for people: `batch` is a first dimension, `sequence` the second of a token input."""
+    for node, input_name in inputs.items():
+        tensor = node.meta["val"]
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        for dim, size in enumerate(tensor.shape):
+            expression = size.node.expr if isinstance(size, torch.SymInt) else None
+            if not isinstance(expression, sympy.Symbol) or expression in draft.symbols:
+                continue
+            wanted = ("batch", "sequence")[dim] if dim < 2 else f"size{dim}"
+            if tensor.ndim == 4 and dim >= 2:
+                wanted = ("height", "width")[dim - 2]
+            used = set(draft.symbols.values())
+            name, count = wanted, 2
+            while name in used:
+                name, count = f"{wanted}{count}", count + 1
+            bounds = exported.range_constraints.get(expression)
+            high = int(bounds.upper) if bounds is not None and bounds.upper.is_Integer else None
+            draft.symbols[expression] = name
+            draft.origins[name] = Origin(input_name, dim, 1, high)
+
+
+def size_of(draft: Draft, size: Any) -> Dim:
+    """A size of torch's, as ours."""
+    if isinstance(size, torch.SymInt):
+        return _expression(draft, size.node.expr) if is_symbolic(size) else int(size)
+    return int(size)
+
+
+def _expression(draft: Draft, expression: Any) -> Dim:
+    if expression.is_Integer:
+        return int(expression)
+    if isinstance(expression, sympy.Symbol):
+        if expression not in draft.symbols:
+            raise TraceError(
+                found=f"a size that depends on the data ({expression})",
+                fix="replace boolean indexing, nonzero or .item() by masking",
+            )
+        return sizes.symbol(draft.symbols[expression])
+    parts = [_expression(draft, part) for part in expression.args] if not _is_power(expression) else []
+    kind = type(expression).__name__
+    if kind == "Add":
+        return sizes.add(*parts)
+    if kind == "Mul":
+        return sizes.mul(*parts)
+    if _is_power(expression):
+        base, exponent = expression.args
+        return sizes.mul(*[_expression(draft, base)] * int(exponent))
+    names = {"FloorDiv": "//", "CleanDiv": "//", "Mod": "%", "PythonMod": "%", "Max": "max", "Min": "min"}
+    if kind in names and len(parts) == 2:
+        return sizes.apply(names[kind], *parts)
+    if kind == "CeilDiv":
+        return sizes.apply("//", sizes.add(parts[0], parts[1], -1), parts[1])
+    raise TraceError(found=f"a size that is computed by {kind}: {expression}")
+
+
+def _is_power(expression: Any) -> bool:
+    if type(expression).__name__ not in ("Pow", "PowByNatural"):
+        return False
+    return bool(expression.args[1].is_Integer and expression.args[1] > 0)
+
+
+_DTYPES = {value: str(value).removeprefix("torch.") for value in vars(torch).values() if isinstance(value, torch.dtype)}
+
+
+def _type(draft: Draft, value: Any) -> Type:
+    if isinstance(value, torch.Tensor):
+        return TensorType(tuple(size_of(draft, size) for size in value.shape), _DTYPES[value.dtype])
+    if isinstance(value, list | tuple):
+        return tuple(_type(draft, item) for item in value)
+    if isinstance(value, bool | torch.SymBool):
+        return ScalarType("bool")
+    if isinstance(value, float | torch.SymFloat):
+        return ScalarType("float")
+    return None
+
+
+def _inline(draft: Draft, graph_module: fx.GraphModule, value: dict[fx.Node, Argument]) -> None:
+    """Append the nodes of one (nested) graph whose placeholders already have values."""
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr" and not isinstance(_attribute(graph_module, str(node.target)), torch.Tensor):
+            continue
+        if node.op != "call_function" or str(node.target) in DROPPED:
+            continue
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            value[node] = _higher_order(draft, graph_module, node, value)
+        elif node.target is operator.getitem and isinstance(items := value.get(node.args[0]), tuple):
+            value[node] = items[node.args[1]]
+        elif isinstance(node.meta.get("val"), int | torch.SymInt) and not isinstance(node.meta["val"], bool):
+            value[node] = size_of(draft, node.meta["val"])
+        else:
+            value[node] = _call(draft, node, value)
+
+
+def _attribute(module: torch.nn.Module, path: str) -> Any:
+    for part in path.split("."):
+        module = getattr(module, part)
+    return module
+
+
+def _higher_order(
+    draft: Draft, graph_module: fx.GraphModule, node: fx.Node, value: dict[fx.Node, Argument]
+) -> Argument:
+    """Inline `wrap_with_set_grad_enabled` and `wrap_with_autocast`: the values of the nested graph's outputs."""
+    name = str(node.target)
+    places = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+    if name not in places:
+        raise TraceError(
+            found=f"the higher-order operator {name}", where=_source(node), fix="trace a model without it"
+        )
+    place = places[name]
+    inner = _attribute(graph_module, str(node.args[place].target))
+    bound = dict(value)
+    for placeholder, argument in zip(inner.graph.find_nodes(op="placeholder"), node.args[place + 1 :], strict=True):
+        bound[placeholder] = _argument(draft, argument, value)
+    first = len(draft.by_name)
+    _inline(draft, inner, bound)
+    (output,) = inner.graph.find_nodes(op="output")
+    found = output.args[0]
+    results = tuple(draft.latest(bound[item]) if isinstance(item, fx.Node) else None for item in found)
+    if name == "wrap_with_autocast" and node.args[2] is False:
+        _protect(draft, first)
+    if name == "wrap_with_set_grad_enabled" and node.args[0] is False:
+        results = tuple(_detached(draft, item) for item in results)
+    return results
+
+
+def _protect(draft: Draft, first: int) -> None:
+    """Autocast was off here: an outer product written as a matmul becomes a multiplication, which autocast leaves in
+    its own precision (rotary angles in half precision would be wrong beyond 256 positions)."""
+    for name in list(draft.by_name)[first:]:
+        node = draft.by_name[name]
+        if node.op == "aten.matmul.default" and draft.tensor(node.args[0]).shape[-1] == 1:
+            draft.by_name[name] = replace(node, op="aten.mul.Tensor")
+
+
+def _detached(draft: Draft, item: Argument) -> Argument:
+    if not isinstance(item, Ref) or not draft.tensor(item).dtype.startswith(("float", "bfloat")):
+        return item
+    like = draft.by_name[item.name]
+    return draft.add("aten.detach.default", [item], like.type, like)
+
+
+def _call(draft: Draft, node: fx.Node, value: dict[fx.Node, Argument]) -> Argument:
+    op = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else _python_name(node)
+    args = tuple(_argument(draft, argument, value) for argument in node.args)
+    kwargs = tuple(
+        (name, _argument(draft, argument, value))
+        for name, argument in node.kwargs.items()
+        if name not in IGNORED_ARGUMENTS
+    )
+    type_ = _type(draft, node.meta.get("val"))
+    made = Node(node.name, op, args, kwargs, type_, _scope(node), _source(node))
+    return canonical(draft, made)
+
+
+def _python_name(node: fx.Node) -> str:
+    if node.target is operator.getitem:
+        return "getitem"
+    return f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', node.target)}"
+
+
+def _argument(draft: Draft, argument: Any, value: Mapping[fx.Node, Argument]) -> Argument:
+    if isinstance(argument, fx.Node):
+        if argument not in value:
+            raise TraceError(found=f"a value that is not a tensor or a size: {argument}", where=_source(argument))
+        return draft.latest(value[argument])
+    if isinstance(argument, list | tuple):
+        return tuple(_argument(draft, item, value) for item in argument)
+    if isinstance(argument, torch.dtype):
+        return Dtype(_DTYPES[argument])
+    if isinstance(argument, torch.SymInt):
+        return size_of(draft, argument)
+    if isinstance(argument, torch.device | torch.layout | torch.memory_format):
+        return None
+    if argument is None or isinstance(argument, bool | int | float | str):
+        return argument
+    raise TraceError(found=f"an argument of type {type(argument).__name__}", fix="trace with tensor inputs only")
+
+
+def _scope(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed([entry[0] for entry in stack.values()]), "")
+    return re.sub(r"@\d+", "", path)
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+
+
+def _source(node: fx.Node) -> str:
+    """`file.py:line in function` of the innermost frame that is not torch's own."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [frame for frame in frames if f"{'/'}torch{'/'}" not in frame[0]] or frames
+    return f"{own[-1][0].rpartition('/')[2]}:{own[-1][1]} in {own[-1][2]}" if own else ""
+
+
+def _structure(value: Any) -> Structure:
+    if value is None or isinstance(value, Ref):
+        return value
+    if isinstance(value, Mapping):
+        return Record(tuple((str(key), _structure(item)) for key, item in value.items()))
+    if isinstance(value, tuple | list):
+        names = getattr(value, "_fields", None)
+        if names:
+            return Record(tuple((name, _structure(item)) for name, item in zip(names, value, strict=True)))
+        return tuple(_structure(item) for item in value)
+    if is_dataclass(value):
+        items = [(item.name, getattr(value, item.name)) for item in fields(value)]
+        return Record(tuple((name, _structure(item)) for name, item in items))
+    if isinstance(value, int | float | bool | str | Size | ByMode):
+        return None
+    raise TraceError(found=f"an output of type {type(value).__name__}", fix="return tensors, tuples or dicts")

@@ -1,0 +1,69 @@
+"""Who judges: the only room that makes certificates."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Literal
+
+from graphgrow.certificate import Certificate, Growth
+from graphgrow.errors import CheckFailed, Refusal
+from graphgrow.program import Program
+from graphgrow.verify.align import Alignment, align
+from graphgrow.verify.equivalence import FULL_SIZE, Pair, test
+from graphgrow.verify.gradients import dead_axes
+from graphgrow.verify.proof import prove
+from graphgrow.verify.reduce import reduced
+
+__all__ = ["certify", "check"]
+
+Claim = Literal["Exact", "Within", "Changes"]
+
+
+def check(old: Program, new: Program, *, seed: int = 0) -> Certificate:
+    """Compare two programs from outside, whoever made them: proof and numeric test.
+
+    The certificate says whether they are equivalent (`holds`); it is not refused if not. Raises CheckFailed where the
+    programs can't be compared at all: their graphs differ in more than sizes.
+    """
+    alignment = align(old, new)
+    proof, needed = prove(old, new, alignment)
+    found = test(old, new, alignment, needed, seed)
+    return Certificate(
+        spec="check", old=old.digest, new=new.digest, claim="Exact", growth=_growth(old, alignment),
+        proof=proof, test=found, version=version("graphgrow"),
+    )  # fmt: skip
+
+
+def certify(old: Program, new: Program, *, spec: str, claim: Claim, seed: int = 0) -> Certificate:
+    """The certificate of a pass. Raises CheckFailed where the claim does not hold, Refusal for a dead growth."""
+    found = check(old, new, seed=seed).model_copy(update={"spec": spec, "claim": claim})
+    if claim != "Exact":
+        return found
+    if not found.holds:
+        reasons = [evidence.why for evidence in (found.proof, found.test) if evidence and not evidence.holds]
+        raise CheckFailed(found=f"a rewrite that does not keep the function: {'; '.join(reasons)}", where=spec)
+    _refuse_dead(old, new, spec, seed)
+    return found
+
+
+def _growth(old: Program, alignment: Alignment) -> tuple[Growth, ...]:
+    names = {named.atom: named.name for named in old.axes.named}
+    return tuple(
+        Growth(axis=names.get(atom, str(atom)), old=int(str(atom.size)), new=size) for atom, size in alignment.sizes.items()
+    )
+
+
+def _refuse_dead(old: Program, new: Program, spec: str, seed: int) -> None:
+    if not (old.has_weights and new.has_weights):
+        return
+    pair = Pair(old, new, align(old, new))
+    if old.size + new.size > FULL_SIZE:
+        programs = reduced(old, new, pair.alignment)
+        pair = Pair(*programs, align(*programs))
+    dead = dead_axes(pair, seed)
+    if dead:
+        raise Refusal(
+            found=f"a dead growth: no new parameter on {', '.join(dead[:3])} ever gets a gradient",
+            where=spec,
+            fix="start the free blocks with init=scaled or init=copy",
+        )

@@ -1,0 +1,88 @@
+"""Two programs of one structure: which axes differ in size, found by laying their terms over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from graphgrow.axes import Atom, Term
+from graphgrow.errors import CheckFailed
+from graphgrow.graph import Argument, ByMode, Node
+from graphgrow.program import Program
+from graphgrow.rewrite import resize_graph
+from graphgrow.sizes import Size
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The atoms of the old program with their sizes in the new one, where these differ."""
+
+    sizes: dict[Atom, int] = field(default_factory=dict[Atom, int])
+
+    @property
+    def grows(self) -> bool:
+        return all(size > int(str(atom.size)) for atom, size in self.sizes.items())
+
+
+def align(old: Program, new: Program) -> Alignment:
+    """Raises CheckFailed where the programs differ in more than the sizes of axes."""
+    _same_structure(old, new)
+    sizes: dict[Atom, int] = {}
+    for name, terms in old.axes.terms.items():
+        others = new.axes.terms[name]
+        for term, other in zip(terms, others, strict=True):
+            for atom, size in _pairs(name, term, other):
+                if sizes.setdefault(atom, size) != size:
+                    raise CheckFailed(found=f"an axis with two new sizes, {sizes[atom]} and {size}", where=name)
+    changed = {atom: size for atom, size in sizes.items() if size != atom.size}
+    if resize_graph(old.axes, changed) != new.graph:
+        raise CheckFailed(found="a number in the new graph that does not follow from its axes", where=_first(old, new, changed))
+    return Alignment(changed)
+
+
+def _first(old: Program, new: Program, changed: dict[Atom, int]) -> str:
+    graph = resize_graph(old.axes, changed)
+    pairs = zip(graph.nodes, new.graph.nodes, strict=True)
+    return next((f"{b} where {a} was expected" for a, b in pairs if a != b), "the outputs or dynamic sizes")
+
+
+def _same_structure(old: Program, new: Program) -> None:
+    if len(old.graph.nodes) != len(new.graph.nodes):
+        raise CheckFailed(
+            found=f"graphs of {len(old.graph.nodes)} and {len(new.graph.nodes)} nodes", where="the structure of the graphs"
+        )
+    for a, b in zip(old.graph.nodes, new.graph.nodes, strict=True):
+        if (a.name, a.op) != (b.name, b.op) or list(_fixed(a)) != list(_fixed(b)):
+            raise CheckFailed(found=f"{b} where the old program has {a}", where="the structure of the graphs")
+    if old.graph.outputs != new.graph.outputs or old.aliases != new.aliases or old.kinds != new.kinds:
+        raise CheckFailed(found="other outputs, ties or kinds of tensors", where="the structure of the programs")
+    if old.dtype != new.dtype:
+        raise CheckFailed(found=f"weights in {old.dtype} and {new.dtype}", fix="compare programs of one data type")
+
+
+def _fixed(node: Node) -> Iterator[Argument]:
+    """The arguments that no resizing changes: everything but integers."""
+    for argument in (*node.args, *(value for _, value in node.kwargs)):
+        yield from _leaves(argument)
+
+
+def _leaves(argument: Argument) -> Iterator[Argument]:
+    if isinstance(argument, tuple):
+        yield len(argument)
+        for item in argument:
+            yield from _leaves(item)
+    elif isinstance(argument, bool | ByMode) or not isinstance(argument, int | Size):
+        yield argument
+
+
+def _pairs(where: str, term: Term, other: Term) -> Iterator[tuple[Atom, int]]:
+    if isinstance(term, Atom) and isinstance(other, Atom):
+        if isinstance(other.size, int) and isinstance(term.size, int):
+            yield term, other.size
+        return
+    parts: Sequence[Term] = getattr(term, "parts", ())
+    others: Sequence[Term] = getattr(other, "parts", ())
+    if type(term) is not type(other) or len(parts) != len(others):
+        raise CheckFailed(found=f"dimensions that mean different things: {term} and {other}", where=where)
+    for part, match in zip(parts, others, strict=True):
+        yield from _pairs(where, part, match)

@@ -1,0 +1,202 @@
+"""The numeric equivalence test: both programs in float64, on random inputs, with random values in every free block.
+
+Tolerance. Rounding scales with the type's epsilon: what the old program is off by in float32 (`rounding32`, measured
+against its own float64 run) shrinks by eps64 / eps32 = 1.9e-9 in float64. The two programs round differently, so 500
+times that is allowed: TOLERANCE * rounding32, and never less than FLOOR, some hundred units in the last place. An error
+of logic does not shrink: off by 1e-7 in a program with rounding32 = 1e-5 is ten thousand times the tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from graphgrow.certificate import Test, Trial
+from graphgrow.module import lower
+from graphgrow.program import Program
+from graphgrow.prove import Block, Prover
+from graphgrow.rewrite import Resizing
+from graphgrow.rewrite.blocks import kept_views, view_cells
+from graphgrow.verify.align import Alignment, align
+from graphgrow.verify.reduce import reduced
+
+TOLERANCE = 1e-6
+FLOOR = 1e-13
+FULL_SIZE = 30_000_000  # parameters of both programs up to which they are tested as they are
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two programs to compare, and the axes by which they differ."""
+
+    old: Program
+    new: Program
+    alignment: Alignment
+
+    @property
+    def resizing(self) -> Resizing:
+        return Resizing(self.alignment.sizes, {})
+
+
+def test(old: Program, new: Program, alignment: Alignment, zero: frozenset[Block] | None, seed: int) -> Test:
+    """Compare outputs and input gradients on several sizes. `zero` names the blocks that a proof needs to be zero: all
+    others get random values first (None: the new blocks stay what they are)."""
+    if not (old.has_weights and new.has_weights):
+        return Test(holds=False, why="not run: the programs have no weights", seed=seed)
+    small = old.size + new.size > FULL_SIZE
+    pair = Pair(old, new, alignment)
+    if small:
+        pair = Pair(*(programs := reduced(old, new, alignment)), align(*programs))
+    free = _randomised(pair, zero, seed) if zero is not None else pair.new.tensors
+    trials = tuple(_trial(pair, free, sizes, seed + index) for index, sizes in enumerate(_sizes(old)))
+    bad = [trial for trial in trials if not max(trial.output64, trial.gradient64) <= trial.tolerance64]
+    worst = max(max(trial.output64, trial.gradient64) for trial in trials)
+    where = "on both programs with their axes shrunk alike" if small else "at full size"
+    why = f"largest deviation {worst:.1e} in float64 (outputs and input gradients), {len(trials)} sizes, {where}"
+    if bad:
+        first = max(bad, key=lambda trial: max(trial.output64, trial.gradient64))
+        why = (
+            f"outputs differ by {first.output64:.1e}, gradients by {first.gradient64:.1e} (allowed {first.tolerance64:.1e}) "
+            f"in float64 at {first.sizes or 'fixed sizes'}"
+        )
+    return Test(holds=not bad, trials=trials, reduced=small, why=why, seed=seed)
+
+
+def _sizes(program: Program) -> list[dict[str, int]]:
+    """Sizes to try: batch 1, odd and even lengths, within the bounds of the trace."""
+    wanted = [(1, 5), (2, 8), (3, 3)]
+    found: list[dict[str, int]] = []
+    for batch, length in wanted if program.graph.symbols else wanted[:1]:
+        sizes: dict[str, int] = {}
+        for index, (name, origin) in enumerate(program.graph.symbols.items()):
+            size = batch if name.startswith("batch") else length + index
+            sizes[name] = max(origin.low, min(size, origin.high or size))
+        found.append(sizes)
+    return found
+
+
+def _randomised(pair: Pair, zero: frozenset[Block], seed: int) -> Mapping[str, Tensor]:
+    """The new tensors with random values in all new blocks but `zero`; of the size of the old ones, variances positive."""
+    prover = Prover(pair.old.axes, dict(pair.alignment.sizes))
+    generator = torch.Generator().manual_seed(seed)
+    tensors = dict(pair.new.tensors)
+    for name, terms in pair.old.axes.parameters.items():
+        if not pair.resizing.touches(terms) or not tensors[name].is_floating_point():
+            continue
+        changed = tensors[name].detach().double()
+        deviation = float(pair.old.tensors[name].double().std(unbiased=False)) or 0.1
+        for cell, dims, views in view_cells(changed, terms, pair.resizing, prover.layout):
+            if dims and Block(name, cell, dims) not in zero:
+                for view, _ in views:
+                    view.normal_(0, deviation, generator=generator)
+                    if name in prover.positive:
+                        view.abs_().add_(deviation)
+        tensors[name] = changed
+    return tensors
+
+
+def _trial(pair: Pair, free: Mapping[str, Tensor], sizes: Mapping[str, int], seed: int) -> Trial:
+    inputs = pair.old.example(sizes, seed)
+    old64, grads = run(pair.old, pair.old.tensors, inputs, torch.float64)
+    new64, new_grads = run(pair.new, free, inputs, torch.float64)
+    old32, _ = run(pair.old, pair.old.tensors, inputs, torch.float32, gradients=False)
+    new32, _ = run(pair.new, free, inputs, torch.float32, gradients=False)
+    rounding = deviation(old64, old32)
+    return Trial(
+        sizes=", ".join(f"{name}={size}" for name, size in sizes.items()),
+        output64=deviation(old64, new64),
+        output32=deviation(old32, new32),
+        gradient64=deviation(*_matched(pair, grads, new_grads)),
+        rounding32=rounding,
+        tolerance64=max(FLOOR, TOLERANCE * rounding),
+    )
+
+
+def _matched(pair: Pair, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of inputs and of the old blocks of tables, in one order."""
+    left, right = [], []
+    for name, gradient in old.items():
+        terms = pair.old.axes.parameters.get(name)
+        pairs = kept_views(gradient, new[name], pair.resizing, terms) if terms else [(gradient, new[name])]
+        for a, b in pairs:
+            left.append(a)
+            right.append(b)
+    return left, right
+
+
+def run(
+    program: Program, tensors: Mapping[str, Tensor], inputs: Mapping[str, Tensor], dtype: torch.dtype, gradients: bool = True
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Outputs in evaluation mode with everything in one type, and gradients of a random combination of them by the
+    floating inputs and by the tables that integer inputs index."""
+    module = lowered(program, tensors, dtype)
+    given = {name: _cast(value, dtype) for name, value in inputs.items()}
+    watched = {name: value.requires_grad_() for name, value in given.items() if gradients and value.is_floating_point()}
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name in _tables(program) if gradients else ():
+        if name in parameters:
+            watched[name] = parameters[name].requires_grad_()
+    with torch.set_grad_enabled(bool(watched)):
+        outputs = [leaf for leaf in pytree.tree_leaves(module(**given)) if isinstance(leaf, Tensor)]
+    found: dict[str, Tensor] = {}
+    if watched:
+        grads = torch.autograd.grad(combined(outputs), list(watched.values()), allow_unused=True)
+        found = {name: g for name, g in zip(watched, grads, strict=True) if g is not None}
+    return [output.detach() for output in outputs], found
+
+
+def lowered(program: Program, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """The program's module in evaluation mode, computing everything in `dtype`."""
+    cast = {name: _cast(tensor.detach(), dtype) for name, tensor in tensors.items()}
+    owned = {name: c.clone() if c.data_ptr() == tensors[name].data_ptr() else c for name, c in cast.items()}
+    module = lower(program.graph, owned, program.kinds, program.aliases, program.dtype, precision=dtype)
+    return module.eval().requires_grad_(False)
+
+
+def combined(outputs: Sequence[Tensor]) -> Tensor:
+    """A fixed random combination of all floating outputs."""
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros((), dtype=torch.float64)
+    for output in outputs:
+        if output.is_floating_point():
+            total = total + (output * torch.randn(output.shape, generator=generator, dtype=output.dtype)).sum()
+    return total
+
+
+def _tables(program: Program) -> Iterator[str]:
+    for name, node in program.graph.parameters.items():
+        if any(user.op == "aten.embedding.default" for user in program.graph.users[node.name]):
+            yield name
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value.clone()
+
+
+def deviation(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """The largest difference relative to the largest value, tensor by tensor; infinite where shapes differ or one side
+    is not finite where the other is."""
+    if len(left) != len(right):
+        return float("inf")
+    return max((_difference(a, b) for a, b in zip(left, right, strict=True)), default=0.0)
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape:
+        return float("inf")
+    if not a.is_floating_point():
+        return float((a != b).any())
+    a, b = a.double(), b.double()
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()) or not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
+        return float("inf")
+    if not bool(finite.any()):
+        return 0.0
+    largest = float(a[finite].abs().max())
+    return float((a - b)[finite].abs().max()) / (largest or 1.0)
+
+

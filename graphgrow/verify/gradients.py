@@ -1,0 +1,46 @@
+"""Dead growth: new units whose parameters can never get a gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from graphgrow.prove import Layout
+from graphgrow.rewrite.blocks import view_cells
+from graphgrow.verify.equivalence import Pair, combined, lowered
+
+
+def dead_axes(pair: Pair, seed: int) -> list[str]:
+    """The names of grown axes none of whose new parameters gets a gradient, with the values they now have."""
+    names = {named.atom: named.name for named in pair.old.axes.named}
+    gradients: dict[str, Tensor] = {}
+    for attempt in range(2):
+        for name, gradient in _gradients(pair, seed + attempt).items():
+            gradients[name] = gradients.get(name, torch.zeros(())) + gradient.abs()
+    dead: list[str] = []
+    for atom, size in pair.alignment.sizes.items():
+        layout = Layout({atom: size})
+        alive = False
+        for name, gradient in gradients.items():
+            terms = pair.old.axes.parameters[name]
+            if any(atom in term.atoms for term in terms):
+                cells = view_cells(gradient, terms, pair.resizing, layout)
+                alive = alive or any(bool(v.count_nonzero()) for _, dims, views in cells if dims for v, _ in views)
+        if not alive:
+            dead.append(names.get(atom, str(atom)))
+    return dead
+
+
+def _gradients(pair: Pair, seed: int) -> dict[str, Tensor]:
+    """Gradients of all resized parameters."""
+    module = lowered(pair.new, pair.new.tensors, torch.float64)
+    inputs = {
+        name: value.double() if value.is_floating_point() else value for name, value in pair.new.example({}, seed).items()
+    }
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    touched = [name for name, terms in pair.old.axes.parameters.items() if pair.resizing.touches(terms)]
+    watched = {name: parameters[name].requires_grad_() for name in touched if name in parameters}
+    outputs = [leaf for leaf in pytree.tree_leaves(module(**inputs)) if isinstance(leaf, Tensor)]
+    grads = torch.autograd.grad(combined(outputs), list(watched.values()), allow_unused=True)
+    return {name: g for name, g in zip(watched, grads, strict=True) if g is not None}
