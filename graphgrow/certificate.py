@@ -79,6 +79,7 @@ class Certificate(_Value):
     growth: tuple[Growth, ...] = ()
     proof: Proof | None = None
     test: Test | None = None
+    notes: tuple[str, ...] = ()  # what the pass left alone, and why
     version: str = ""
 
     @property
@@ -100,6 +101,7 @@ class Certificate(_Value):
         if self.proof:
             lines.append(f"  proof: {self.proof.why}")
             lines += [f"    {row.fill} {row.parameter} (dim {row.dim})" for row in self.proof.constraints]
+        lines += [f"  note: {note}" for note in self.notes]
         if self.test:
             lines.append(f"  test: {self.test.why}")
         return "\n".join(lines)

@@ -44,6 +44,10 @@ class FileError(GraphgrowError):
     """A file that can't be read, is not what it should be, or can't be written."""
 
 
+class ExportError(GraphgrowError):
+    """A program that another format or its runtime can't hold."""
+
+
 class CheckFailed(GraphgrowError):
     """A program that does not do what its certificate or the user expects."""
 

@@ -51,6 +51,7 @@ class Pass(ABC):
         self.rewrite(rewriter)
         new = rewriter.program
         certificate = certify(program, new, spec=self.spec, claim=self.claim, seed=self.seed)
+        certificate = certificate.model_copy(update={"notes": tuple(rewriter.notes)})
         return new.replace(journal=(*program.journal, certificate))
 
     @property

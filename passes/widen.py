@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar, Literal
 
+from graphgrow.axes import Atom
 from graphgrow.axes.names import Named
 from graphgrow.errors import OptionError, Refusal
 from graphgrow.pipeline import Pass, option, select
@@ -60,14 +61,29 @@ class Widen(Pass):
         grown = {atom: size for atom, size in sizes.items() if size != atom.size}
         if not grown:
             raise Refusal(found=f"{self.spec}: all {len(sizes)} axes have that size already", fix="give a larger one")
+        if self.axis == DEFAULT:
+            grown = self._without_obstacles(rewriter, chosen, grown)
         rewriter.grow(grown, self.init)
 
+    def _without_obstacles(self, rewriter: Rewriter, chosen: list[Named], grown: dict[Atom, int]) -> dict[Atom, int]:
+        """What `auto` can grow; what it can't is left, with a note."""
+        obstacles = rewriter.obstacles(grown)
+        if grown.keys() <= obstacles.keys():
+            raise Refusal(
+                found=f"no axis that can grow without changing the function: {next(iter(obstacles.values()))}",
+                where="the proof on this graph",
+                fix="see `graphgrow axes` for the axes there are",
+            )
+        for axis in chosen:
+            if axis.atom in obstacles:
+                rewriter.leave(axis.name, obstacles[axis.atom])
+        return {atom: size for atom, size in grown.items() if atom not in obstacles}
+
     def chosen(self, program: Program) -> list[Named]:
-        """The axes this pass grows. Raises Refusal where there is none it could."""
+        """The axes that are asked for. Raises Refusal where there is none."""
         if self.axis != DEFAULT:
             return list(select(program.axes, self.axis, self.name))
-        growable = [axis for axis in program.axes.named if axis.role in WIDE and not axis.frozen]
-        found = [axis for axis in growable if axis.inner]
+        found = [axis for axis in program.axes.named if axis.role in WIDE and axis.inner and not axis.frozen]
         if not found:
             roles = sorted({axis.role for axis in program.axes.named})
             raise Refusal(

@@ -14,7 +14,7 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from graphgrow import ops
-from graphgrow.axes.term import Atom, Term
+from graphgrow.axes.term import Atom, Product, Term
 from graphgrow.graph import Graph, Node, TensorType
 from graphgrow.sizes import Dim
 
@@ -108,6 +108,7 @@ def _look(axes: Axes) -> dict[Atom, _Facts]:
     seen: dict[Atom, _Facts] = defaultdict(_Facts)
     weights = _weights(axes.graph)
     _contractions(axes, weights, seen)
+    _norm_groups(axes, seen)
     _lookups(axes, weights, seen)
     _joins(axes, weights, seen)
     for node in axes.graph.inputs:
@@ -149,6 +150,10 @@ def _contractions(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict
                 for atom in _atoms(terms):
                     seen[atom].roles[role] += 1
         kind = ops.kind(contraction.node.op)
+        inside = [atom for atom in _atoms(summed) if atom not in axes.frozen]
+        if kind == "convolution" and inside:
+            for atom in _atoms(shared):
+                seen[atom].roles["groups"] += 1
         for index, parameter in mine:
             for atom in _atoms(free[index] if index < len(free) else ()):
                 seen[atom].emitted[parameter] = kind
@@ -156,6 +161,16 @@ def _contractions(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict
                 seen[atom].contracted[parameter] = kind
             for atom in _atoms(shared):
                 seen[atom].aligned[parameter] = kind
+
+
+def _norm_groups(axes: Axes, seen: dict[Atom, _Facts]) -> None:
+    """Group norms: the outer factor of the channels."""
+    for node in axes.graph.nodes:
+        if ops.kind(node.op) == "group_norm":
+            channels = axes.terms[node.name][1]
+            if isinstance(channels, Product):
+                for atom in channels.parts[0].atoms:
+                    seen[atom].roles["groups"] += 1
 
 
 def _lookups(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict[Atom, _Facts]) -> None:
@@ -238,6 +253,8 @@ def _role(axes: Axes, atom: Atom, facts: _Facts, vocabularies: set[Dim]) -> str:
         return "features"
     if "output" in facts.visible and not facts.contracted:
         return "vocab" if atom.size in vocabularies else "classes"
+    if facts.roles["groups"]:
+        return "groups"
     kinds = Counter([*facts.emitted.values(), *facts.aligned.values()])
     if _residual(facts):
         return "channels" if kinds["convolution"] * 2 > sum(kinds.values()) else "hidden"

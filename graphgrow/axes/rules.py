@@ -364,10 +364,11 @@ def _embedding(state: State, node: Node) -> Result:
 
 def _looked_up(state: State, node: Node, axis: Axis, index: Argument) -> None:
     if isinstance(index, Ref) and axis is not UNIT:
-        state.lookups.append(Lookup(node, axis, index.name))
         counted = state.ranges.get(index.name)
-        if counted is not None and counted.size == axis.size:
+        own = counted is not None and counted.size == axis.size
+        if counted is not None and own:
             meet(node, axis, counted)
+        state.lookups.append(Lookup(node, axis, index.name, own))
 
 
 @rule("index")
@@ -384,10 +385,23 @@ def _index(state: State, node: Node) -> Result:
         joined.append(unified(node, aligned))
     for dim in used:
         _looked_up(state, node, shape[dim], indices[dim])
+        if _is_fixed(state, indices[dim]):
+            freeze(shape[dim], f"{place(node)} picks units by fixed numbers")
+            order(shape[dim], f"{place(node)} picks units by fixed numbers")
     adjacent = used == list(range(used[0], used[-1] + 1))
     first = used[0] if adjacent else 0
     rest = [axis for dim, axis in enumerate(shape) if dim not in used]
     return (*rest[:first], *joined, *rest[first:])
+
+
+def _is_fixed(state: State, index: Argument) -> bool:
+    """Whether an index is a constant of the model, possibly laid out otherwise."""
+    while isinstance(index, Ref):
+        node = state.graph[index.name]
+        if node.op == "parameter":
+            return True
+        index = node.args[0] if ops.kind(node.op) in ("reshape", "permute", "unsqueeze", "expand") else None
+    return False
 
 
 @rule("index_put")

@@ -37,11 +37,13 @@ class Contraction:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """An axis whose units are picked by an index tensor."""
+    """An axis whose units are picked by an index tensor; `own` when the index counts units of that same axis (what
+    `topk` over a router's experts gives)."""
 
     node: Node
     axis: Axis
     index: str
+    own: bool = False
 
 
 @dataclass

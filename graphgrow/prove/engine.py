@@ -115,12 +115,49 @@ class Prover:
                     needed[block] = reason
         return Derivation(True, self._summary(), assignment, needed, len(self.touched))
 
+    def obstacles(self) -> dict[Atom, str]:
+        """The grown axes that keep the proof from going through even with all new blocks zero, each with the place.
+
+        One walk: where old values are lost first, the axes that the operator reads are noted, and the walk goes on as if
+        they had not been."""
+        found: dict[Atom, str] = {}
+        self.forward({block: ANY if block.parameter in self.positive else ZERO for block in self.blocks}, found)
+        for name in self.outputs & self.touched:
+            for atom in self._grown_in(name):
+                found.setdefault(atom, f"it is seen in the output {name}")
+        return found
+
+    def _grown_in(self, *names: str) -> list[Atom]:
+        shapes = [shape for name in names for shape in self.axes.several.get(name, (self.axes.terms.get(name, ()),))]
+        return [atom for shape in shapes for term in shape for atom in term.atoms if atom in self.layout.grown]
+
+    def _heal(self, node: Node, found: dict[Atom, str], scaled_by: dict[str, set[Atom]]) -> None:
+        """Note which axes made `node` lose old values, and give them back. `scaled_by` remembers, for values that are
+        a multiple of the old ones, which axes made them so."""
+        if self._old_facts(node.name) == {SAME}:
+            return
+        blamed = set(self._grown_in(*node.operands())).union(*(scaled_by.get(name, ()) for name in node.operands()))
+        scaled_by[node.name] = blamed
+        if not self._lost(node.name):
+            return
+        where = f"{node.op} ({node.source or node.name}) mixes its units into old values"
+        for atom in scaled_by.get(node.name, ()):
+            found.setdefault(atom, where)
+        shapes = self.axes.several.get(node.name, (self.axes.terms.get(node.name, ()),))
+        value = self.values[node.name]
+        healed = tuple(
+            np.where(self.layout.is_old(terms), SAME, part).astype(np.int16)
+            for part, terms in zip(_parts(value), shapes, strict=True)
+        )
+        self.values[node.name] = healed if isinstance(value, tuple) else healed[0]
+
     def _summary(self) -> str:
         return f"every output is the same; {len(self.touched)} of {len(self.graph.nodes)} nodes hold new units"
 
-    def forward(self, assignment: Mapping[Block, int]) -> None:
-        """Facts of every node for the facts of the new blocks (old blocks are the same unless assigned)."""
+    def forward(self, assignment: Mapping[Block, int], obstacles: dict[Atom, str] | None = None) -> None:
+        """Facts of every node for the facts of the new blocks. With `obstacles`, losses are noted there and healed."""
         self.values.clear()
+        scaled_by: dict[str, set[Atom]] = {}
         given: dict[str, list[tuple[Place, int]]] = {}
         for block, fact in assignment.items():
             given.setdefault(block.parameter, []).append((block.cell, fact))
@@ -133,6 +170,8 @@ class Prover:
                 self.values[node.name] = cells
             else:
                 self.values[node.name] = self.evaluate(node)
+                if obstacles is not None:
+                    self._heal(node, obstacles, scaled_by)
 
     def evaluate(self, node: Node) -> Value:
         """The facts of one node from those of its operands."""
@@ -174,12 +213,18 @@ class Prover:
         facts = ", ".join(f"{name}: {_text(self.values[name])}" for name in over[:3])
         return f"{node.op}{where} mixes new units into old values; it reads {facts or 'what changed before'}"
 
-    def _lost(self, name: str) -> bool:
-        """Whether an old cell of a node is not the same (a multiple is)."""
+    def _old_facts(self, name: str) -> set[int]:
+        """What the old cells of a node hold."""
         value = self.values[name]
+        if _is_same(value):
+            return {SAME}
         shapes = self.axes.several.get(name, (self.axes.terms.get(name, ()),))
-        parts = value if isinstance(value, tuple) else (value,)
-        return any(bool((part[self.layout.is_old(terms)] < SAME).any()) for part, terms in zip(parts, shapes, strict=True))
+        pairs = zip(_parts(value), shapes, strict=True)
+        return {int(fact) for part, terms in pairs for fact in part[self.layout.is_old(terms)]}
+
+    def _lost(self, name: str) -> bool:
+        """Whether an old cell of a node is neither the same nor a multiple."""
+        return any(fact < SAME for fact in self._old_facts(name))
 
     def _fatal(self) -> dict[str, list[np.ndarray]]:
         """For every node the cells whose loss alone would reach an output. Walks the graph once, backward."""

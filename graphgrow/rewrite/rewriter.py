@@ -13,11 +13,23 @@ from graphgrow.rewrite.units import Resizing
 
 
 class Rewriter:
-    """Edits a copy-on-write view of one program; `program` is the result so far, `edits` what was done."""
+    """Edits a copy-on-write view of one program; `program` is the result so far, `edits` what was done,
+    `notes` what a reader of the certificate should know."""
 
     def __init__(self, program: Program, seed: int = 0) -> None:
         self.program, self.seed = program, seed
         self.edits: list[str] = []
+        self.notes: list[str] = []
+
+    def obstacles(self, sizes: Mapping[Atom, int]) -> dict[Atom, str]:
+        """Which of these axes can't grow together without changing the function, each with the reason."""
+        frozen = {atom: self.program.axes.frozen[atom][0] for atom in sizes if atom in self.program.axes.frozen}
+        free = {atom: size for atom, size in sizes.items() if atom not in frozen}
+        return frozen | Prover(self.program.axes, free).obstacles()
+
+    def leave(self, axis: str, reason: str) -> None:
+        """Note that an axis was left as it is: the certificate says so."""
+        self.notes.append(f"{axis} left as it is: {reason}")
 
     def grow(self, sizes: Mapping[Atom, int], init: Init = "scaled") -> Derivation:
         """Give axes more units so that the function stays: which new blocks must be zero is derived on the graph.

@@ -20,7 +20,7 @@ Positions = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Resizing:
-    """New sizes of atoms; `kept` lists the old units that stay, for an atom that shrinks (default: the first)."""
+    """New sizes of atoms; `kept` lists the old units that stay, in their new order (default: the first)."""
 
     sizes: Mapping[Atom, int]
     kept: Mapping[Atom, Sequence[int]]
@@ -33,7 +33,7 @@ class Resizing:
         if isinstance(term, Atom):
             old = number(term)
             new = self.sizes.get(term, old)
-            if new < old:
+            if new < old or term in self.kept:
                 return np.array(self.kept.get(term, range(new)), dtype=np.int64)
             return np.concatenate([np.arange(old), np.full(new - old, -1)]).astype(np.int64)
         if isinstance(term, Sum):

@@ -165,6 +165,24 @@ def _select(draft: Draft, node: Node) -> Argument:
     return draft.view(_named(draft, node, "select.int", node.args[0], dim, index))
 
 
+@rule("index.Tensor")
+def _index(draft: Draft, node: Node) -> Argument:
+    """A list of consecutive units written in the code (`x[..., [-1], :]`) is a slice."""
+    indices = node.args[1] if isinstance(node.args[1], tuple) else ()
+    used = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    shape = draft.tensor(node.args[0]).shape
+    if len(used) != 1 or not isinstance(used[0][1], Ref) or used[0][1].name not in draft.constants:
+        return _keep(draft, node)
+    dim, units = used[0][0], draft.constants[used[0][1].name]
+    size = shape[dim]
+    if not isinstance(size, int):
+        return _keep(draft, node)
+    start = units[0] % size
+    if [unit % size for unit in units] != list(range(start, start + len(units))):
+        return _keep(draft, node)
+    return draft.view(_named(draft, node, "slice.Tensor", node.args[0], dim, start, start + len(units), 1))
+
+
 @rule("unsqueeze.default")
 def _unsqueeze(draft: Draft, node: Node) -> Argument:
     (dim,) = _dims(node.args[1], len(node.shape))

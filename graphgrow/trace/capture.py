@@ -87,8 +87,7 @@ def _twin(
 ) -> ExportedProgram | None:
     """The capture in evaluation mode, with the type of the weights changed; None for a model that runs in one only."""
     mode = _fake_mode(model)
-    with mode:
-        other = _fake_copy(model, mode, change)
+    other = _fake_copy(model, mode, change)
     fake_inputs = {name: _fake(value, mode, change) for name, value in inputs.items()}
     try:
         return _export(other, fake_inputs, shapes, training=False)

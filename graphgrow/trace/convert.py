@@ -12,6 +12,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import is_symbolic
@@ -89,6 +90,8 @@ def convert(exported: ExportedProgram) -> Converted:
                 type_ = _type(draft, node.meta["val"])
                 scope = target.rpartition(".")[0] if role != "constant" else ""
                 value[node] = draft.append(Node(name, "parameter", (target,), (), type_, scope))
+                if role == "constant" and _is_index_list(tensor):
+                    draft.constants[name] = tuple(int(item) for item in tensor)
             tensors[target] = tensor
             persistent = role == "parameter" or spec.persistent is True
             kinds[target] = Kind(role, persistent, tensor.requires_grad)  # type: ignore[arg-type]
@@ -100,6 +103,11 @@ def convert(exported: ExportedProgram) -> Converted:
         raise TraceError(found="a model without an output")
     outputs = _structure(pytree.tree_unflatten(flat, spec))
     return Converted(Graph(tuple(draft.by_name.values()), outputs, dict(draft.origins)), tensors, kinds)
+
+
+def _is_index_list(tensor: torch.Tensor) -> bool:
+    known = not (tensor.is_meta or isinstance(tensor, FakeTensor))
+    return known and tensor.ndim == 1 and 0 < tensor.numel() <= 16 and tensor.dtype == torch.int64
 
 
 def _tensor(exported: ExportedProgram, target: str) -> torch.Tensor:

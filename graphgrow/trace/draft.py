@@ -40,6 +40,7 @@ class Draft:
     current: dict[str, Ref] = field(default_factory=dict[str, Ref])
     views: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     stale: set[str] = field(default_factory=set[str])
+    constants: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])  # short lists of indices
 
     def fresh(self, wanted: str) -> str:
         """A free identifier like `wanted`."""

@@ -51,7 +51,7 @@ def test(old: Program, new: Program, alignment: Alignment, zero: frozenset[Block
     pair = Pair(old, new, alignment)
     if small:
         pair = Pair(*(programs := reduced(old, new, alignment)), align(*programs))
-    free = _randomised(pair, zero, seed) if zero is not None else pair.new.tensors
+    free = randomised(pair, zero, seed) if zero is not None else pair.new.tensors
     trials = tuple(_trial(pair, free, sizes, seed + index) for index, sizes in enumerate(_sizes(old)))
     bad = [trial for trial in trials if not max(trial.output64, trial.gradient64) <= trial.tolerance64]
     worst = max(max(trial.output64, trial.gradient64) for trial in trials)
@@ -79,7 +79,7 @@ def _sizes(program: Program) -> list[dict[str, int]]:
     return found
 
 
-def _randomised(pair: Pair, zero: frozenset[Block], seed: int) -> Mapping[str, Tensor]:
+def randomised(pair: Pair, zero: frozenset[Block], seed: int) -> Mapping[str, Tensor]:
     """The new tensors with random values in all new blocks but `zero`; of the size of the old ones, variances positive."""
     prover = Prover(pair.old.axes, dict(pair.alignment.sizes))
     generator = torch.Generator().manual_seed(seed)

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from graphgrow.prove import Layout
+from graphgrow.prove import ZERO, Layout, Prover
 from graphgrow.rewrite.blocks import view_cells
-from graphgrow.verify.equivalence import Pair, combined, lowered
+from graphgrow.verify.equivalence import Pair, combined, lowered, randomised
+from graphgrow.verify.proof import read_facts
+
+DRAWS = 4
 
 
 def dead_axes(pair: Pair, seed: int) -> list[str]:
-    """The names of grown axes none of whose new parameters gets a gradient, with the values they now have."""
+    """The names of grown axes none of whose new parameters can get a gradient.
+
+    Blocks that are zero stay zero and all others are drawn anew several times, so that a unit which happens to be off
+    (a ReLU below zero on these inputs) is not taken for a dead one."""
     names = {named.atom: named.name for named in pair.old.axes.named}
+    prover = Prover(pair.old.axes, dict(pair.alignment.sizes))
+    facts = read_facts(pair.old, pair.new, prover, pair.alignment)
+    if isinstance(facts, str):
+        return []
+    zero = frozenset(block for block, fact in facts.items() if fact == ZERO)
     gradients: dict[str, Tensor] = {}
-    for attempt in range(2):
-        for name, gradient in _gradients(pair, seed + attempt).items():
+    for draw in range(DRAWS):
+        for name, gradient in _gradients(pair, randomised(pair, zero, seed + draw), seed + draw).items():
             gradients[name] = gradients.get(name, torch.zeros(())) + gradient.abs()
     dead: list[str] = []
     for atom, size in pair.alignment.sizes.items():
@@ -32,9 +45,9 @@ def dead_axes(pair: Pair, seed: int) -> list[str]:
     return dead
 
 
-def _gradients(pair: Pair, seed: int) -> dict[str, Tensor]:
+def _gradients(pair: Pair, tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Gradients of all resized parameters."""
-    module = lowered(pair.new, pair.new.tensors, torch.float64)
+    module = lowered(pair.new, tensors, torch.float64)
     inputs = {
         name: value.double() if value.is_floating_point() else value for name, value in pair.new.example({}, seed).items()
     }
