@@ -64,9 +64,7 @@ def atomic_folder(
 def _beside(target: Path, needed: int | None) -> Generator[Path, None, None]:
     """A free name next to `target`, cleared away on the way out; errors of the disk become FileErrors."""
     if not target.parent.is_dir():
-        raise FileError(
-            found=f"no folder {target.parent}", where=str(target), fix="make it, or name another one"
-        )
+        raise FileError(found=f"no folder {target.parent}", where=str(target), fix="make it, or name another one")
     if needed is not None and needed > shutil.disk_usage(target.parent).free:
         raise _no_space(target, needed)
     temporary = _hidden(target)
@@ -127,9 +125,7 @@ def _remove(path: Path) -> None:
 
 def _concerns(error: OSError, temporary: Path) -> bool:
     names = (error.filename, error.filename2)
-    return any(
-        Path(os.fsdecode(name)).is_relative_to(temporary) for name in names if isinstance(name, str | bytes)
-    )
+    return any(Path(os.fsdecode(name)).is_relative_to(temporary) for name in names if isinstance(name, str | bytes))
 
 
 def _is_full(error: Exception, folder: Path) -> bool:

@@ -59,9 +59,7 @@ class OptionError(GraphgrowError):
     def unknown(cls, kind: str, name: str, known: Iterable[str], *, where: str = "") -> Self:
         """The error for an unknown `name` of a `kind` ("pass", "axis"): the nearest names, then all."""
         names = sorted(set(known))
-        return cls(
-            found=f"{name!r}, which is not a known {kind}", where=where, fix=_advice(name, names, kind)
-        )
+        return cls(found=f"{name!r}, which is not a known {kind}", where=where, fix=_advice(name, names, kind))
 
 
 def _advice(name: str, names: list[str], kind: str) -> str:

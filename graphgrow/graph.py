@@ -69,9 +69,7 @@ class ByMode:
     eval: bool | int | float
 
 
-Argument: TypeAlias = (
-    "Ref | Dtype | Lowest | ByMode | Size | None | bool | int | float | str | tuple[Argument, ...]"
-)
+Argument: TypeAlias = "Ref | Dtype | Lowest | ByMode | Size | None | bool | int | float | str | tuple[Argument, ...]"
 
 
 @dataclass(frozen=True, slots=True)

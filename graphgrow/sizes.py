@@ -130,6 +130,8 @@ def exact_div(size: Dim, divisor: Dim) -> Dim | None:
     """`size / divisor` when it is a size (the divisor one monomial that divides every term), else None."""
     if isinstance(size, int) and isinstance(divisor, int):
         return size // divisor if divisor and size % divisor == 0 else None
+    if divisor == 0:
+        return None
     if size == divisor:
         return 1
     terms = _terms(divisor)
@@ -151,9 +153,9 @@ def exact_div(size: Dim, divisor: Dim) -> Dim | None:
 
 def apply(name: str, left: Dim, right: Dim) -> Dim:
     """One of the functions `//`, `%`, `max`, `min`, computed where it can be."""
+    if name in ("//", "%") and right == 0:
+        raise FileError(found=f"a size that divides by zero: {left} {name} {right}")
     if isinstance(left, int) and isinstance(right, int):
-        if name in ("//", "%") and right == 0:
-            raise FileError(found=f"a size that divides by zero: {left} {name} {right}")
         return {"//": lambda: left // right, "%": lambda: left % right, "max": lambda: max(left, right),
                 "min": lambda: min(left, right)}[name]()  # fmt: skip
     if name == "//" and (quotient := exact_div(left, right)) is not None:
@@ -195,9 +197,7 @@ def substitute(size: Dim, values: Mapping[str, Dim]) -> Dim:
             if isinstance(factor, Symbol):
                 product.append(values.get(factor.name, symbol(factor.name)))
             else:
-                product.append(
-                    apply(factor.name, substitute(factor.left, values), substitute(factor.right, values))
-                )
+                product.append(apply(factor.name, substitute(factor.left, values), substitute(factor.right, values)))
         parts.append(mul(*product))
     return add(*parts)
 
@@ -207,8 +207,9 @@ def total(dims: Iterable[Dim]) -> Dim:
     return mul(1, *dims)
 
 
-_TOKEN = re.compile(r"\s*(?:(\d{1,18})|([a-z][a-z0-9_]{0,63})|(//|[-+*%(),]))")
+_TOKEN = re.compile(r"[ ]*(?:([0-9]{1,18})|([a-z][a-z0-9_]{0,63})|(//|[-+*%(),]))")
 _DEPTH = 32
+_MONOMIALS = 256  # of a size that is read: products of sums grow fast
 
 
 def parse(text: str) -> Dim:
@@ -217,7 +218,7 @@ def parse(text: str) -> Dim:
         raise FileError(found=f"a size of {len(text)} characters", fix="sizes are short expressions")
     tokens: list[str] = []
     position = 0
-    text = text.rstrip()
+    text = text.rstrip(" ")
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
@@ -247,8 +248,6 @@ class _Reader:
             raise FileError(found=f"{self.text!r}, which is not a size", where=f"where {token!r} is missing")
 
     def sum(self, depth: int) -> Dim:
-        if depth > _DEPTH:
-            raise FileError(found=f"{self.text[:60]!r}..., nested too deeply for a size")
         value = self.product(depth)
         while sign := self.take("+", "-"):
             right = self.product(depth)
@@ -259,10 +258,14 @@ class _Reader:
         value = self.factor(depth)
         while operator := self.take("*", "//", "%"):
             right = self.factor(depth)
+            if operator == "*" and len(_terms(value)) * len(_terms(right)) > _MONOMIALS:
+                raise FileError(found=f"{self.text[:60]!r}..., a product of too many terms for a size")
             value = mul(value, right) if operator == "*" else apply(operator, value, right)
         return value
 
     def factor(self, depth: int) -> Dim:
+        if depth > _DEPTH:
+            raise FileError(found=f"{self.text[:60]!r}..., nested too deeply for a size")
         if self.take("-"):
             return mul(-1, self.factor(depth + 1))
         if self.take("("):

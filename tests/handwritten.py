@@ -334,9 +334,7 @@ class TwoTower(nn.Module):
     def __init__(self, left: int, right: int, hidden: int, mlp: int, code: int) -> None:
         super().__init__()
         self.left, self.right = nn.Linear(left, hidden), nn.Linear(right, hidden)
-        self.trunk = nn.Sequential(
-            nn.LayerNorm(hidden), nn.Linear(hidden, mlp), nn.SiLU(), nn.Linear(mlp, code)
-        )
+        self.trunk = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, mlp), nn.SiLU(), nn.Linear(mlp, code))
         self.temperature = nn.Parameter(torch.tensor(0.7))
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:

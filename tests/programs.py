@@ -1,6 +1,6 @@
 """Traced programs of the zoo, each traced once per session."""
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from tests.zoo import ZOO
 torch.set_num_threads(1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def traced(name: str) -> Program:
     """The program of a model in the zoo."""
     model, inputs = ZOO[name].build()

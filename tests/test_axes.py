@@ -70,8 +70,21 @@ def test_one_atom_in_all_layers() -> None:
 
 
 NAMES = {
-    "gpt2": {"hidden", "vocab", "positions", "mlp@transformer.h.0.mlp", "heads@transformer.h.1.attn", "value@transformer.h.0.attn"},
-    "llama": {"hidden", "key", "mlp@model.layers.0.mlp", "kv_heads@model.layers.0.self_attn", "heads@model.layers.0.self_attn"},
+    "gpt2": {
+        "hidden",
+        "vocab",
+        "positions",
+        "mlp@transformer.h.0.mlp",
+        "heads@transformer.h.1.attn",
+        "value@transformer.h.0.attn",
+    },
+    "llama": {
+        "hidden",
+        "key",
+        "mlp@model.layers.0.mlp",
+        "kv_heads@model.layers.0.self_attn",
+        "heads@model.layers.0.self_attn",
+    },
     "vit": {"hidden", "classes", "features", "mlp@vit.layers.0.mlp"},
     "small_cnn": {"channels@0", "channels@4", "mlp", "classes", "features"},
     "mixtral": {"experts@model.layers.0.mlp", "mlp@model.layers.0.mlp.experts"},
@@ -127,14 +140,23 @@ def _remapped(program: Program, changed: Program, atom: Atom, order: list[int]) 
     for node in changed.graph.nodes:
         if node.name in picks:
             index = picks[node.name]
-            sent = Node(f"{node.name}_sent", "aten.index.Tensor", (Ref("remap"), (Ref(index),)), (), changed.graph[index].type)
+            sent = Node(
+                f"{node.name}_sent", "aten.index.Tensor", (Ref("remap"), (Ref(index),)), (), changed.graph[index].type
+            )
             nodes.append(sent)
             node = node.map(lambda item, i=index, s=sent: Ref(s.name) if item == Ref(i) else item)
         nodes.append(node)
     first = [node for node in nodes if node.op in ("input", "parameter")]
-    graph = Graph((*first, *(n for n in nodes if n.op not in ("input", "parameter"))), changed.graph.outputs, changed.graph.symbols)
+    graph = Graph(
+        (*first, *(n for n in nodes if n.op not in ("input", "parameter"))),
+        changed.graph.outputs,
+        changed.graph.symbols,
+    )
     return replace(
-        changed, graph=graph, tensors={**changed.tensors, "remap": inverse}, kinds={**changed.kinds, "remap": Kind("constant", False, False)}
+        changed,
+        graph=graph,
+        tensors={**changed.tensors, "remap": inverse},
+        kinds={**changed.kinds, "remap": Kind("constant", False, False)},
     )
 
 
@@ -169,7 +191,9 @@ def test_permutation(model: str) -> None:
         for name, old, new in zip(program.graph.output_names, expected, found, strict=True):
             want = _moved(old, program.axes.terms[name], resizing)
             # float64 sums in another order: some ulps of the largest value
-            torch.testing.assert_close(new, want, rtol=0, atol=1e-11 * float(want.abs().max()), msg=f"{axis.name} of {model}")
+            torch.testing.assert_close(
+                new, want, rtol=0, atol=1e-11 * float(want.abs().max()), msg=f"{axis.name} of {model}"
+            )
 
 
 def test_permutation_notices_a_site_left_out() -> None:

@@ -10,9 +10,7 @@ from graphgrow.errors import CheckFailed, FileError, GraphgrowError, OptionError
 def test_text_has_one_row_per_field():
     error = Refusal(found="14 heads in 4 groups", where="heads@h.3", fix="use 16,\nor grow 'kv_heads'")
 
-    assert str(error) == (
-        "found  14 heads in 4 groups\nwhere  heads@h.3\ndo     use 16,\n       or grow 'kv_heads'"
-    )
+    assert str(error) == ("found  14 heads in 4 groups\nwhere  heads@h.3\ndo     use 16,\n       or grow 'kv_heads'")
 
 
 def test_empty_fields_have_no_row():

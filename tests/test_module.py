@@ -39,7 +39,8 @@ def gradients(module):
 
 
 def backward(module, inputs, seed=0):
-    loss = sum(out.double().square().mean() for out in outputs(module, inputs, seed) if out.is_floating_point())
+    found = outputs(module, inputs, seed)
+    loss = torch.stack([out.double().square().mean() for out in found if out.is_floating_point()]).sum()
     loss.backward()
     return loss.item()
 
@@ -249,7 +250,14 @@ def small(*nodes, outputs, origins=("x", "x")):
 
 
 def test_sizes_are_integer_expressions():
-    texts = ["2*batch*length - 3", "(batch + 1) // 2", "max(batch, length)", "min(batch, 2)", "length % 2 + 1", "batch - 1"]
+    texts = [
+        "2*batch*length - 3",
+        "(batch + 1) // 2",
+        "max(batch, length)",
+        "min(batch, 2)",
+        "length % 2 + 1",
+        "batch - 1",
+    ]
     nodes = [Node(f"n{i}", "aten.zeros.default", ((parse(text),),), (), TensorType((parse(text),), "float32"))
              for i, text in enumerate(texts)]  # fmt: skip
     graph = small(*nodes, outputs=Record(tuple((node.name, Ref(node.name)) for node in nodes)))

@@ -100,7 +100,9 @@ def test_fingerprints_tell_programs_apart():
         traced("skip_mlp"),
     ]
     assert len({other.digest for other in others}) == len(others)
-    again = program.replace(tensors=dict(reversed({key: value.clone() for key, value in program.tensors.items()}.items())))
+    again = program.replace(
+        tensors=dict(reversed({key: value.clone() for key, value in program.tensors.items()}.items()))
+    )
     assert again.digest == program.digest
     assert program.replace(journal=(CERTIFICATE,)).digest == program.digest
 

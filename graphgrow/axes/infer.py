@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from graphgrow import ops, sizes
-from graphgrow.axes import layout as _layout  # registers its rules
+from graphgrow import ops
+from graphgrow.axes import contractions, layout, lookups
 from graphgrow.axes.names import Named, name_atoms
 from graphgrow.axes.rules import RULES, Result, opaque, tensors
 from graphgrow.axes.state import Contraction, Literal, Lookup, State, freeze_all, fresh, place
+from graphgrow.axes.term import UNIT, Atom, Product, Sum, Term
 from graphgrow.axes.terms import Axis, Conflict
+from graphgrow.axes.text import table
 from graphgrow.graph import Graph, Node, TensorType
-from graphgrow.axes.term import Atom, Product, Sum, Term, UNIT
 
 __all__ = ["Axes", "infer"]
-assert _layout
+RULED = (contractions, layout, lookups)  # importing these rooms registers their rules
 # Kinds that leave the values of an index tensor what they are.
 INDEX_KEEPING = {"reshape", "permute", "unsqueeze", "expand", "slice", "select", "getitem", "pointwise"}
 
@@ -93,6 +94,9 @@ class Axes:
         """The axes that live in parameters, with their names for people."""
         return name_atoms(self)
 
+    def __str__(self) -> str:
+        return table(self.named)
+
 
 class _Reader:
     """Reads the union-find into immutable terms, once per root."""
@@ -102,6 +106,7 @@ class _Reader:
         self.terms: dict[int, Term] = {}
         self.frozen: dict[Atom, dict[str, None]] = {}
         self.ordered: dict[Atom, dict[str, None]] = {}
+        self.marks: list[tuple[Term, Axis]] = []
         self.count = 0
 
     def axes(self) -> Axes:
@@ -129,7 +134,6 @@ class _Reader:
         found = self.terms.get(root.number)
         if found is None:
             found = self.terms[root.number] = self._read(root)
-            self.marks = getattr(self, "marks", [])
             if root.frozen or root.ordered:
                 self.marks.append((found, root))
         return found
@@ -143,7 +147,9 @@ class _Reader:
 
     def _spread(self) -> None:
         """Reasons go down to the atoms."""
-        for term, root in getattr(self, "marks", []):
+        for term, root in self.marks:
             for atom in term.atoms:
-                self.frozen.setdefault(atom, {}).update(root.frozen) if root.frozen else None
-                self.ordered.setdefault(atom, {}).update(root.ordered) if root.ordered else None
+                if root.frozen:
+                    self.frozen.setdefault(atom, {}).update(root.frozen)
+                if root.ordered:
+                    self.ordered.setdefault(atom, {}).update(root.ordered)

@@ -85,7 +85,10 @@ def _repeat(state: State, node: Node) -> Result:
     lead = len(counts) - len(shape)
     repeats = tuple(atom(count) if isinstance(count, int | Size) else UNIT for count in counts)
     state.bind_sizes(node, 1, repeats)
-    return tuple(product([repeat, *shape[dim - lead : dim - lead + 1]]) if dim >= lead else repeat for dim, repeat in enumerate(repeats))
+    return tuple(
+        product([repeat, *shape[dim - lead : dim - lead + 1]]) if dim >= lead else repeat
+        for dim, repeat in enumerate(repeats)
+    )
 
 
 @rule("repeat_interleave")
@@ -146,7 +149,9 @@ def _split(state: State, node: Node) -> Result:
 def _slice(state: State, node: Node) -> Result:
     shape = list(state.shape(node.args[0]))
     dim, start, end, step = node.args[1:5]
-    assert isinstance(dim, int) and isinstance(start, int | Size) and isinstance(end, int | Size) and isinstance(step, int)
+    assert (
+        isinstance(dim, int) and isinstance(start, int | Size) and isinstance(end, int | Size) and isinstance(step, int)
+    )
     axis, length = shape[dim], node.shape[dim]
     if length == 0:
         shape[dim] = Axis(0)
@@ -300,5 +305,3 @@ def _complex(state: State, node: Node) -> Result:
     freeze(pair, f"{place(node)}: real and imaginary part")
     order(pair, f"{place(node)}: real and imaginary part")
     return (*shape, pair)
-
-

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from graphgrow import ops
@@ -92,11 +92,7 @@ def name_atoms(axes: Axes) -> tuple[Named, ...]:
 
 
 def _part(facts: _Facts, parameter: str) -> str:
-    parts = [
-        word
-        for word, found in (("emits", facts.emitted), ("contracts", facts.contracted))
-        if parameter in found
-    ]
+    parts = [word for word, found in (("emits", facts.emitted), ("contracts", facts.contracted)) if parameter in found]
     return " and ".join(parts) or "aligns"
 
 
@@ -218,9 +214,8 @@ def _joins(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict[Atom, 
         operands = list(dict.fromkeys(node.operands()))
         found = [sources[name] for name in operands if sources.get(name)]
         joined = frozenset[str]().union(*found)
-        if node.op in ("aten.add.Tensor", "by_mode") and len(found) == 2 and found[0] != found[1]:
-            if node.op != "by_mode":
-                _mark_join(axes, node, operands, seen)
+        if node.op == "aten.add.Tensor" and len(found) == 2 and found[0] != found[1]:
+            _mark_join(axes, node, operands, seen)
         sources[node.name] = joined if len(joined) <= 8 else frozenset(sorted(joined)[-8:])
 
 
@@ -291,8 +286,19 @@ def _names(
 
 
 def _common(atom: Atom, places: Mapping[Atom, list[tuple[str, int]]], seen: Mapping[Atom, _Facts]) -> str:
-    paths = [parameter.split(".")[:-1] for parameter, _ in places[atom]]
-    return ".".join(commonprefix(paths))  # type: ignore[type-var]
+    return shared_path(parameter.rpartition(".")[0] for parameter, _ in places[atom])
+
+
+def shared_path(paths: Iterable[str]) -> str:
+    """The longest module path that all of `paths` are in."""
+    shared: list[str] | None = None
+    for path in paths:
+        parts = path.split(".") if path else []
+        same = takewhile(
+            lambda pair: pair[0] == pair[1], zip(parts, shared if shared is not None else parts, strict=False)
+        )
+        shared = [part for part, _ in same]
+    return ".".join(shared or [])
 
 
 def _mostly(atom: Atom, places: Mapping[Atom, list[tuple[str, int]]], seen: Mapping[Atom, _Facts]) -> str:
@@ -322,5 +328,3 @@ def _tell_groups(roles: dict[Atom, str], places: Mapping[Atom, list[tuple[str, i
             for other in inside[parameter]:
                 if roles[other] == "heads" and other is not atom and holds[atom] < holds[other]:
                     roles[other] = "kv_heads"
-
-

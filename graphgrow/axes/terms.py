@@ -37,12 +37,13 @@ class Axis:
         self.number = next(Axis._numbers)
 
     def root(self) -> Axis:
+        root = self
+        while root.link is not None:
+            root = root.link
         axis = self
-        while axis.link is not None:
-            axis = axis.link
-        while self.link is not None and self.link is not axis:
-            self.link, self = axis, self.link
-        return axis
+        while axis.link is not None and axis.link is not root:
+            axis.link, axis = root, axis.link
+        return root
 
     def __repr__(self) -> str:
         root = self.root()

@@ -14,7 +14,7 @@ from graphgrow.graph import Graph, Kind
 from graphgrow.module.code import Lowering
 from graphgrow.module.outputs import Outputs
 from graphgrow.module.scopes import Scopes
-from graphgrow.module.tree import Scope, number_blocks, plant
+from graphgrow.module.tree import Scope, plant
 
 __all__ = ["Kind", "Outputs", "ProgramModule", "lower"]
 

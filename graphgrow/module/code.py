@@ -16,12 +16,27 @@ from torch import fx, nn
 
 from graphgrow.errors import TraceError
 from graphgrow.graph import (
-    WEIGHTS, Argument, ByMode, Dtype, Graph, Lowest, Node, Record, Ref, Structure, TensorType,
+    WEIGHTS,
+    Argument,
+    ByMode,
+    Dtype,
+    Graph,
+    Lowest,
+    Node,
+    Record,
+    Ref,
+    Structure,
+    TensorType,
 )  # fmt: skip
 from graphgrow.module.outputs import by_mode, count, record
 from graphgrow.sizes import Dim, Function, Monomial, Size, Symbol, symbols
 
-_FUNCTIONS: Mapping[str, Callable[..., Any]] = {"//": operator.floordiv, "%": operator.mod, "max": torch.sym_max, "min": torch.sym_min}
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "//": operator.floordiv,
+    "%": operator.mod,
+    "max": torch.sym_max,
+    "min": torch.sym_min,
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class Lowering:
 
     @cached_property
     def reads(self) -> Mapping[str, tuple[str, ...]]:
-        """For each node, all nodes its code reads: operands, tensors whose sizes it uses, and the one for the device."""
+        """For each node, all nodes its code reads: operands, tensors whose sizes it uses, the one for the device."""
         return {node.name: tuple(dict.fromkeys(self._reads(node))) for node in self.graph.nodes}
 
     @cached_property
@@ -111,7 +126,7 @@ def factory(op: str) -> _Factory:
 
 
 class Code:
-    """One function under construction. `owner` gives the name a tensor has in the module whose method it will be."""
+    """One function under construction. `owned` gives the name a tensor has in the module whose method it will be."""
 
     def __init__(self, lowering: Lowering, owned: Callable[[str], str | None]) -> None:
         self.lowering, self.owned = lowering, owned
@@ -189,7 +204,9 @@ class Code:
             result = self.call(node.name, target, *args, **kwargs)
             return self.call(node.name, cast_to, result, precision)
         wide = tuple(
-            self.call(node.name, cast_to, value, precision) if isinstance(value, fx.Node) and isinstance(given, Ref) else value
+            self.call(node.name, cast_to, value, precision)
+            if isinstance(value, fx.Node) and isinstance(given, Ref)
+            else value
             for value, given in zip(args, node.args, strict=True)
         )
         return self.call(node.name, target, *wide, **kwargs)
@@ -269,7 +286,9 @@ class Code:
             case Ref(name):
                 return self.value(name)
             case Record(items):
-                return self.call("outputs", record, [key for key, _ in items], [self.structure(item) for _, item in items])
+                return self.call(
+                    "outputs", record, [key for key, _ in items], [self.structure(item) for _, item in items]
+                )
             case tuple():
                 return tuple(self.structure(item) for item in structure)
             case None:

@@ -31,7 +31,9 @@ class Blocks(Scope):
         return self.get_submodule(name)
 
 
-def plant(root: nn.Module, tensors: Mapping[str, Tensor], kinds: Mapping[str, Kind], aliases: Mapping[str, str]) -> None:
+def plant(
+    root: nn.Module, tensors: Mapping[str, Tensor], kinds: Mapping[str, Kind], aliases: Mapping[str, str]
+) -> None:
     """Register every tensor under its name, and tied ones under their further names: one object for all of them."""
     for name, tensor in tensors.items():
         _register(root, name, _held(tensor, kinds[name]), kinds[name])

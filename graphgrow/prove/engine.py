@@ -47,17 +47,6 @@ class Derivation:
     steps: int
 
 
-class _Context(Context):
-    """The rows' context, with the terms before a slice."""
-
-    def __init__(self, axes: Axes, layout: Layout, values: dict[str, Value]) -> None:
-        super().__init__(axes, layout, values)
-        self._starts = {lit.node: terms for lit, terms in axes.literals if lit.path == ("args", 2)}
-
-    def before(self, node: Node) -> tuple[Term, ...] | None:
-        return self._starts.get(node.name)
-
-
 class Prover:
     """Facts about one graph under one growth: create it once, then `derive`."""
 
@@ -65,7 +54,7 @@ class Prover:
         self.axes, self.graph = axes, axes.graph
         self.layout = Layout(grown)
         self.values: dict[str, Value] = {}
-        self.context = _Context(axes, self.layout, self.values)
+        self.context = Context(axes, self.layout, self.values)
         self.order = {node.name: index for index, node in enumerate(self.graph.nodes)}
         self.touched = {node.name for node in self.graph.nodes if self._touches(node)}
         self.outputs = frozenset(self.graph.output_names)
@@ -92,7 +81,11 @@ class Prover:
     @cached_property
     def positive(self) -> frozenset[str]:
         """Buffers that must be positive for the operator that reads them to be defined: variances."""
-        nodes = {str(node.args[4].name) for node in self.graph.nodes if ops.kind(node.op) == "batch_norm" and isinstance(node.args[4], Ref)}
+        nodes = {
+            str(node.args[4].name)
+            for node in self.graph.nodes
+            if ops.kind(node.op) == "batch_norm" and isinstance(node.args[4], Ref)
+        }
         return frozenset(name for name, node in self.graph.parameters.items() if node.name in nodes)
 
     def derive(self, start: Mapping[Block, int] | None = None) -> Derivation:
@@ -118,8 +111,8 @@ class Prover:
     def obstacles(self) -> dict[Atom, str]:
         """The grown axes that keep the proof from going through even with all new blocks zero, each with the place.
 
-        One walk: where old values are lost first, the axes that the operator reads are noted, and the walk goes on as if
-        they had not been."""
+        One walk: where old values are lost first, the axes that the operator reads are noted, and the walk goes on as
+        if they had not been."""
         found: dict[Atom, str] = {}
         self.forward({block: ANY if block.parameter in self.positive else ZERO for block in self.blocks}, found)
         for name in self.outputs & self.touched:
@@ -182,12 +175,11 @@ class Prover:
             return _same(len(node.shape))
         if not isinstance(node.type, TensorType | tuple):
             return _same(0)
-        operands = list(node.operands())
-        if node.name not in self.touched and not any(name in self.touched for name in operands):
-            if all(_is_same(self.values[name]) for name in operands):
-                if isinstance(node.type, tuple):
-                    return tuple(_same(len(shape)) for shape in self.axes.several[node.name])
-                return _same(len(node.shape))
+        names = {node.name, *node.operands()}
+        if not names & self.touched and all(_is_same(self.values[name]) for name in node.operands()):
+            if isinstance(node.type, tuple):
+                return tuple(_same(len(shape)) for shape in self.axes.several[node.name])
+            return _same(len(node.shape))
         return ROWS.get(ops.kind(node.op), plain)(self.context, node)
 
     def failure(self) -> str:
@@ -279,7 +271,10 @@ class Prover:
             if all(np.array_equal(a, b) for a, b in zip(_parts(now), _parts(before), strict=True)):
                 continue
             undo.setdefault(user.name, before)
-            lost = any(bool(((a != b) & m).any()) for a, b, m in zip(_parts(now), _parts(before), fatal[user.name], strict=True))
+            lost = any(
+                bool(((a != b) & m).any())
+                for a, b, m in zip(_parts(now), _parts(before), fatal[user.name], strict=True)
+            )
             if lost or user.name in self.outputs:
                 self.values.update(undo)
                 return f"{user.op} ({user.source or user.name})"
@@ -309,5 +304,3 @@ def _is_same(value: Value) -> bool:
 def _text(value: Value) -> str:
     found = dict.fromkeys(int(f) for part in _parts(value) for f in part.reshape(-1))
     return " and ".join(text(fact) for fact in found)
-
-

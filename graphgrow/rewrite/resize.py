@@ -101,7 +101,7 @@ def resize(program: Program, resizing: Resizing, fills: Fills) -> Program:
     for atom in resizing.sizes:
         refuse_frozen(axes, atom)
     layout = Layout({atom: size for atom, size in resizing.sizes.items() if size > int(str(atom.size))})
-    picks = _picks(resizing, fills.seed) if fills.init == "copy" else {}
+    picks: Mapping[Atom, Positions] = _picks(resizing, fills.seed) if fills.init == "copy" else {}
     tensors = dict(program.tensors)
     for name, terms in axes.parameters.items():
         if resizing.touches(terms):
@@ -114,7 +114,9 @@ def refuse_frozen(axes: Axes, atom: Atom) -> None:
     if atom in axes.frozen:
         name = next((named.name for named in axes.named if named.atom == atom), str(atom))
         raise Refusal(
-            found=f"axis {name!r} is frozen: {axes.frozen[atom][0]}", where="resize", fix="see `graphgrow axes` for others"
+            found=f"axis {name!r} is frozen: {axes.frozen[atom][0]}",
+            where="resize",
+            fix="see `graphgrow axes` for others",
         )
 
 
@@ -148,7 +150,10 @@ def _resized(
             if dims:
                 maker = _Maker(old, fills.blocks.get(Block(name, cell, dims), "free"), fills, generator)
                 for view, at in views:
-                    maker(view, [_copied(picks, term)[part] for term, part in zip(terms, at, strict=True)] if picks else None)
+                    maker(
+                        view,
+                        [_copied(picks, term)[part] for term, part in zip(terms, at, strict=True)] if picks else None,
+                    )
     return new.requires_grad_(old.requires_grad)
 
 
@@ -182,7 +187,9 @@ class _Maker:
             view.fill_(mean)
         elif origins is not None:
             view.copy_(self.old[np.ix_(*origins)])
-            view.add_(torch.randn(view.shape, generator=self.generator, dtype=view.dtype), alpha=self.fills.noise * deviation)
+            view.add_(
+                torch.randn(view.shape, generator=self.generator, dtype=view.dtype), alpha=self.fills.noise * deviation
+            )
         else:
             view.normal_(mean, deviation, generator=self.generator)
 

@@ -47,7 +47,7 @@ class Rewriter:
                 where="the proof on this graph",
                 fix="choose other axes: `graphgrow axes` lists them",
             )
-        fills = {block: _fill(prover, block, fact) for block, fact in derivation.assignment.items()}
+        fills: dict[Block, Fill] = {block: _fill(prover, block, fact) for block, fact in derivation.assignment.items()}
         self._resize(sizes, {}, Fills(fills, init, self.seed))
         return derivation
 

@@ -97,7 +97,9 @@ def _require_known(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
     for name, node in graph.parameters.items():
         if name not in tensors:
             fix = "register it as a parameter or buffer of the traced module"
-            raise TraceError(found=f"{name!r}, which forward() reads but the module does not have", where=node.source, fix=fix)
+            raise TraceError(
+                found=f"{name!r}, which forward() reads but the module does not have", where=node.source, fix=fix
+            )
 
 
 def _from_exported(exported: ExportedProgram) -> Program:

@@ -21,12 +21,14 @@ def require_agreement(model: nn.Module, program: Program, inputs: Mapping[str, T
     """Raises TraceError where the program computes something else than the model in evaluation mode."""
     expected, computed = _outputs(model, inputs), _outputs(program.module(share=True), inputs)
     if len(expected) != len(computed):
-        raise TraceError(found=f"{len(computed)} outputs traced of {len(expected)}", fix="return tensors, tuples or dicts")
+        raise TraceError(
+            found=f"{len(computed)} outputs traced of {len(expected)}", fix="return tensors, tuples or dicts"
+        )
     for index, (left, right) in enumerate(zip(expected, computed, strict=True)):
         deviation = _deviation(left, right)
         if not deviation <= max(_RELATIVE, _rounding(left)):
             raise TraceError(
-                found=f"a trace that computes something else than the model: output {index} deviates by {deviation:.1e}",
+                found=f"a trace that computes something else than the model: output {index} is off by {deviation:.1e}",
                 where=type(model).__name__,
                 fix="look for Python state that changes between calls, and for random numbers in evaluation mode",
             )
@@ -51,7 +53,9 @@ def _deviation(left: Tensor, right: Tensor) -> float:
     if left.shape != right.shape or left.dtype != right.dtype:
         return float("inf")
     finite = left.isfinite()
-    if not torch.equal(finite, right.isfinite()) or not torch.equal(left[~finite].nan_to_num(), right[~finite].nan_to_num()):
+    if not torch.equal(finite, right.isfinite()) or not torch.equal(
+        left[~finite].nan_to_num(), right[~finite].nan_to_num()
+    ):
         return float("inf")
     if not finite.any():
         return 0.0

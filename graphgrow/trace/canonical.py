@@ -87,21 +87,49 @@ def _dims(value: Argument, rank: int) -> tuple[int, ...]:
     return tuple(item % rank for item in items if isinstance(item, int))
 
 
-@rule("contiguous.default", "clone.default", "lift_fresh_copy.default", "alias.default", "lift.default", "view_as_real_copy.default")
+@rule(
+    "contiguous.default",
+    "clone.default",
+    "lift_fresh_copy.default",
+    "alias.default",
+    "lift.default",
+    "view_as_real_copy.default",
+)
 def _identity(draft: Draft, node: Node) -> Argument:
     if node.op == "aten.clone.default" and isinstance(node.args[0], Ref):
         return draft.append(_named(draft, node, "clone.default", node.args[0]))
     return node.args[0]
 
 
-@rule("to.dtype", "to.dtype_layout", "to.device", "to.other", "_to_copy.default", "type_as.default", "to.prim_Device", "to.prim_dtype")
+@rule(
+    "to.dtype",
+    "to.dtype_layout",
+    "to.device",
+    "to.other",
+    "_to_copy.default",
+    "type_as.default",
+    "to.prim_Device",
+    "to.prim_dtype",
+)
 def _cast(draft: Draft, node: Node) -> Argument:
     dtype = node.tensor.dtype
     return draft.append(_named(draft, node, "to.dtype", node.args[0], Dtype(dtype)))
 
 
-@rule("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int", "view_as.default",
-      "reshape_as.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "_reshape_alias.default", "ravel.default")
+@rule(
+    "view.default",
+    "reshape.default",
+    "_unsafe_view.default",
+    "flatten.using_ints",
+    "unflatten.int",
+    "view_as.default",
+    "reshape_as.default",
+    "squeeze.default",
+    "squeeze.dim",
+    "squeeze.dims",
+    "_reshape_alias.default",
+    "ravel.default",
+)
 def _reshape(draft: Draft, node: Node) -> Argument:
     if draft.tensor(node.args[0]).shape == node.shape:
         return node.args[0]
@@ -115,8 +143,18 @@ def _expand(draft: Draft, node: Node) -> Argument:
     return draft.view(_named(draft, node, "expand.default", node.args[0], node.shape))
 
 
-@rule("transpose.int", "t.default", "permute.default", "mT.default", "numpy_T.default", "movedim.int", "swapaxes.default",
-      "swapdims.default", "adjoint.default", "mH.default")
+@rule(
+    "transpose.int",
+    "t.default",
+    "permute.default",
+    "mT.default",
+    "numpy_T.default",
+    "movedim.int",
+    "swapaxes.default",
+    "swapdims.default",
+    "adjoint.default",
+    "mH.default",
+)
 def _permute(draft: Draft, node: Node) -> Argument:
     rank = len(node.shape)
     order = list(range(rank))
@@ -168,15 +206,15 @@ def _select(draft: Draft, node: Node) -> Argument:
 @rule("index.Tensor")
 def _index(draft: Draft, node: Node) -> Argument:
     """A list of consecutive units written in the code (`x[..., [-1], :]`) is a slice."""
-    indices = node.args[1] if isinstance(node.args[1], tuple) else ()
-    used = [(dim, index) for dim, index in enumerate(indices) if index is not None]
-    shape = draft.tensor(node.args[0]).shape
-    if len(used) != 1 or not isinstance(used[0][1], Ref) or used[0][1].name not in draft.constants:
+    given = node.args[1]
+    indices: tuple[Argument, ...] = given if isinstance(given, tuple) else ()
+    used = [dim for dim, index in enumerate(indices) if index is not None]
+    index = indices[used[0]] if len(used) == 1 else None
+    units = draft.constants.get(index.name) if isinstance(index, Ref) else None
+    size = draft.tensor(node.args[0]).shape[used[0]] if units else None
+    if not units or not isinstance(size, int):
         return _keep(draft, node)
-    dim, units = used[0][0], draft.constants[used[0][1].name]
-    size = shape[dim]
-    if not isinstance(size, int):
-        return _keep(draft, node)
+    dim = used[0]
     start = units[0] % size
     if [unit % size for unit in units] != list(range(start, start + len(units))):
         return _keep(draft, node)
@@ -189,11 +227,24 @@ def _unsqueeze(draft: Draft, node: Node) -> Argument:
     return draft.view(_named(draft, node, "unsqueeze.default", node.args[0], dim))
 
 
-@rule("chunk.default", "split.Tensor", "split_with_sizes.default", "split.sizes", "unsafe_split.Tensor", "unsafe_chunk.default",
-      "tensor_split.sections", "tensor_split.indices", "unsafe_split_with_sizes.default")
+@rule(
+    "chunk.default",
+    "split.Tensor",
+    "split_with_sizes.default",
+    "split.sizes",
+    "unsafe_split.Tensor",
+    "unsafe_chunk.default",
+    "tensor_split.sections",
+    "tensor_split.indices",
+    "unsafe_split_with_sizes.default",
+)
 def _split(draft: Draft, node: Node) -> Argument:
     (dim,) = _dims(node.argument(2, "dim", 0), len(draft.tensor(node.args[0]).shape))
-    parts = tuple(part.shape[dim] for part in node.type if isinstance(part, TensorType)) if isinstance(node.type, tuple) else ()
+    parts = (
+        tuple(part.shape[dim] for part in node.type if isinstance(part, TensorType))
+        if isinstance(node.type, tuple)
+        else ()
+    )
     return draft.append(_named(draft, node, "split_with_sizes.default", node.args[0], parts, dim))
 
 
@@ -227,11 +278,22 @@ def _assign(draft: Draft, node: Node) -> Argument:
     if isinstance(value, Ref):
         result: Argument = value
         if draft.tensor(value).dtype != before.dtype:
-            result = draft.add("aten.to.dtype", (value, Dtype(before.dtype)), TensorType(draft.tensor(value).shape, before.dtype), node)
+            result = draft.add(
+                "aten.to.dtype", (value, Dtype(before.dtype)), TensorType(draft.tensor(value).shape, before.dtype), node
+            )
         if draft.tensor(value).shape != before.shape:
             result = draft.add("aten.expand.default", (result, before.shape), before, node)
     else:
-        result = draft.append(replace(node, name=draft.fresh(node.name), op="aten.full_like.default", args=(target, value), kwargs=(), type=before))
+        result = draft.append(
+            replace(
+                node,
+                name=draft.fresh(node.name),
+                op="aten.full_like.default",
+                args=(target, value),
+                kwargs=(),
+                type=before,
+            )
+        )
     assert isinstance(result, Ref)
     draft.overwrite(target, result, node.source)
     return result

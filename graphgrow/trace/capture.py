@@ -4,13 +4,17 @@ A model is captured twice: in training mode as it is, and, on fake tensors, in e
 another data type. Where the two graphs differ is what depends on the mode and on the type of the weights (`merge`).
 """
 
+# torch.fx and torch.export are untyped where this file speaks to them.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportMissingTypeStubs=false, reportPrivateUsage=false
+
 from __future__ import annotations
 
 import copy
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +41,7 @@ class Captured:
 
 
 def bind(model: nn.Module, example: object) -> dict[str, Tensor]:
-    """Example inputs by the names of `forward`'s parameters, in its order. Takes one tensor, a sequence or a mapping."""
+    """Example inputs by the names of `forward`'s parameters, in its order. Takes a tensor, a sequence or a mapping."""
     parameters = inspect.signature(model.forward).parameters
     if isinstance(example, Tensor):
         example = (example,)
@@ -52,7 +56,10 @@ def bind(model: nn.Module, example: object) -> dict[str, Tensor]:
     elif isinstance(example, Sequence):
         named = dict(zip(parameters, example, strict=False))
         if len(named) < len(example):
-            raise TraceError(found=f"{len(example)} example inputs for {len(parameters)} parameters of forward()")
+            raise TraceError(
+                found=f"{len(example)} example inputs for {len(parameters)} parameters of forward()",
+                fix=f"it takes {', '.join(parameters)}",
+            )
     else:
         raise TraceError(
             found=f"example inputs of type {type(example).__name__}", fix="give a tensor, a tuple or a dict of tensors"
@@ -60,9 +67,13 @@ def bind(model: nn.Module, example: object) -> dict[str, Tensor]:
     for name, value in named.items():
         if not isinstance(value, Tensor):
             raise TraceError(
-                found=f"example input {name!r} of type {type(value).__name__}", fix="inputs must be tensors; bind others before"
+                found=f"example input {name!r} of type {type(value).__name__}",
+                fix="inputs must be tensors; bind others before",
             )
-    return {name: named[name] for name in (*[p for p in parameters if p in named], *[n for n in named if n not in parameters])}
+    return {
+        name: named[name]
+        for name in (*[p for p in parameters if p in named], *[n for n in named if n not in parameters])
+    }
 
 
 def capture(model: nn.Module, inputs: Inputs, training: bool = True) -> Captured:
@@ -135,7 +146,7 @@ def _export_dynamic(model: nn.Module, inputs: Inputs, training: bool) -> tuple[A
         shapes = {name: _dynamic(value, batch) for name, value in inputs.items()}
         try:
             return shapes, _export(model, inputs, shapes, training)
-        except Exception as caught:
+        except Exception as caught:  # noqa: BLE001  the exporter raises whatever the model's code does
             error = error or caught
     assert error is not None
     raise _explained(model, error) from error
@@ -162,7 +173,7 @@ def _export(model: nn.Module, inputs: Inputs, shapes: Any, training: bool) -> Ex
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -187,10 +198,15 @@ _ADVICE = {
 
 def _explained(model: nn.Module, error: Exception) -> TraceError:
     text = str(error)
-    fix = next((advice for word, advice in _ADVICE.items() if word in text), "the cause above is torch.export's; make forward() traceable there")
+    fix = next(
+        (advice for word, advice in _ADVICE.items() if word in text),
+        "the cause above is torch.export's; make forward() traceable there",
+    )
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return TraceError(
-        found=f"{type(model).__name__} can't be captured: {type(error).__name__}: {first[:300]}", where=_frame(model, error), fix=fix
+        found=f"{type(model).__name__} can't be captured: {type(error).__name__}: {first[:300]}",
+        where=_frame(model, error),
+        fix=fix,
     )
 
 

@@ -1,8 +1,11 @@
 """From an `ExportedProgram` to a `Graph`: nested graphs inlined, asserts dropped, sizes made symbolic expressions."""
 
+# torch.fx and torch.export are untyped where this file speaks to them.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportMissingTypeStubs=false, reportPrivateUsage=false
+
 from __future__ import annotations
 
-import keyword
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -232,11 +235,10 @@ def _higher_order(
     name = str(node.target)
     places = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
     if name not in places:
-        raise TraceError(
-            found=f"the higher-order operator {name}", where=_source(node), fix="trace a model without it"
-        )
+        raise TraceError(found=f"the higher-order operator {name}", where=_source(node), fix="trace a model without it")
     place = places[name]
-    inner = _attribute(graph_module, str(node.args[place].target))
+    nested: Any = node.args[place]
+    inner = _attribute(graph_module, str(nested.target))
     bound = dict(value)
     for placeholder, argument in zip(inner.graph.find_nodes(op="placeholder"), node.args[place + 1 :], strict=True):
         bound[placeholder] = _argument(draft, argument, value)

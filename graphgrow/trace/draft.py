@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import sympy
+import sympy  # pyright: ignore[reportMissingTypeStubs]
 
 from graphgrow.errors import TraceError
 from graphgrow.graph import Argument, Node, Origin, Ref, TensorType, Type
@@ -104,7 +104,9 @@ class Draft:
         args: tuple[Argument, ...]
         match node.op:
             case "aten.slice.Tensor" | "aten.select.int":
-                op = node.op.replace("slice.Tensor", "slice_scatter.default").replace("select.int", "select_scatter.default")
+                op = node.op.replace("slice.Tensor", "slice_scatter.default").replace(
+                    "select.int", "select_scatter.default"
+                )
                 args = (parent, result, *node.args[1:])
             case "aten.reshape.default" | "aten.unsqueeze.default" | "aten.squeeze.dims":
                 op, args = "aten.reshape.default", (result, self.tensor(parent).shape)
@@ -114,7 +116,9 @@ class Draft:
                 order = [int(str(item)) for item in node.args[1]] if isinstance(node.args[1], tuple) else []
                 op, args = "aten.permute.default", (result, tuple(order.index(i) for i in range(len(order))))
             case _:
-                raise TraceError(found=f"an in-place change of a view made by {node.op}", where=source, fix="copy before changing")
+                raise TraceError(
+                    found=f"an in-place change of a view made by {node.op}", where=source, fix="copy before changing"
+                )
         changed = self.append(Node(self.fresh(node.name), op, args, (), self.tensor(parent), node.scope, source))
         self.overwrite(parent, changed, source)
 

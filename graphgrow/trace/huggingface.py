@@ -46,7 +46,9 @@ class Folder:
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         except Exception as error:  # transformers checks configurations with errors of every kind
             fix = "use a config.json that this version of transformers knows"
-            raise TraceError(found=f"a configuration transformers refuses: {error}", where=str(path), fix=fix) from error
+            raise TraceError(
+                found=f"a configuration transformers refuses: {error}", where=str(path), fix=fix
+            ) from error
         return cls(path, config, _network(path, transformers, config))
 
     def build(self, eager: bool = False) -> nn.Module:
@@ -61,7 +63,9 @@ class Folder:
                 )  # fmt: skip
             except Exception as error:  # transformers and safetensors raise errors of every kind
                 fix = "check that the folder holds the weights of this configuration, as safetensors"
-                raise FileError(found=f"weights that can't be loaded: {error}", where=str(self.path), fix=fix) from error
+                raise FileError(
+                    found=f"weights that can't be loaded: {error}", where=str(self.path), fix=fix
+                ) from error
         if missing := sorted(info["missing_keys"]):
             found = f"weights without {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
             fix = f"save the whole {self.network.__name__}, or name the class that the weights are of in config.json"
@@ -76,7 +80,8 @@ def _require_files(path: Path) -> None:
     try:
         json.loads((path / "config.json").read_text())
     except ValueError as error:
-        raise FileError(found=f"a config.json that is no JSON: {error}", where=str(path)) from error
+        fix = "save or download it again"
+        raise FileError(found=f"a config.json that is no JSON: {error}", where=str(path), fix=fix) from error
     if not any(path.glob("*.safetensors")):
         other = next(path.glob("*.bin"), None)
         found = f"a folder with {other.name} but no safetensors" if other else "a folder without weights"
@@ -89,7 +94,9 @@ def _transformers(path: Path) -> Any:
         import transformers
     except ImportError as error:
         fix = "install it: pip install 'graphgrow[hf]'"
-        raise TraceError(found="a Hugging Face folder, but transformers is missing", where=str(path), fix=fix) from error
+        raise TraceError(
+            found="a Hugging Face folder, but transformers is missing", where=str(path), fix=fix
+        ) from error
     return transformers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import nan
 
@@ -31,9 +30,9 @@ def merge(train: Graph, other: Graph, dtype: torch.dtype, other_dtype: torch.dty
     names = (_name(dtype), _name(other_dtype)) if dtype != other_dtype else ("", "")  # one type: none to be followed
     state = Merge(train, other, names)
     for node in train.nodes:
-        if node.op == "aten.to.dtype" and isinstance(node.args[0], Ref):
-            if train[node.args[0].name].tensor.dtype == node.tensor.dtype:
-                state.casts[node.name] = node
+        source = node.args[0] if node.op == "aten.to.dtype" else None
+        if isinstance(source, Ref) and train[source.name].tensor.dtype == node.tensor.dtype:
+            state.casts[node.name] = node
     lowest = (torch.finfo(dtype).min, torch.finfo(other_dtype).min) if dtype != other_dtype else (nan, nan)
     result: list[Node] = []
     places: dict[object, list[int]] = {}
@@ -54,7 +53,9 @@ def merge(train: Graph, other: Graph, dtype: torch.dtype, other_dtype: torch.dty
         inserted: list[Node] = []
         merged = replace(
             node,
-            args=tuple(_argument(state, a, b, node, inserted, lowest) for a, b in zip(node.args, twin.args, strict=True)),
+            args=tuple(
+                _argument(state, a, b, node, inserted, lowest) for a, b in zip(node.args, twin.args, strict=True)
+            ),
             kwargs=tuple(
                 (name, _argument(state, a, b, node, inserted, lowest))
                 for (name, a), (_, b) in zip(node.kwargs, twin.kwargs, strict=True)
@@ -67,7 +68,11 @@ def merge(train: Graph, other: Graph, dtype: torch.dtype, other_dtype: torch.dty
     outputs = train.outputs
     for a, b in zip(leaves(train.outputs), leaves(other.outputs), strict=True):
         if _uncast(state, state.match[b]) != _uncast(state, a):
-            raise TraceError(found="a model whose output differs in evaluation mode", where=a, fix="trace it in evaluation mode only: trace(..., mode='eval')")
+            raise TraceError(
+                found="a model whose output differs in evaluation mode",
+                where=a,
+                fix="trace it in evaluation mode only: trace(..., mode='eval')",
+            )
     return Graph(tuple(_retyped(result, state.names)), outputs, train.symbols)
 
 
@@ -158,9 +163,9 @@ def _switch(state: Merge, train: str, evaluation: str, node: Node, inserted: lis
     key = (train, evaluation)
     if key not in state.made:
         name = f"{train}_by_mode"
-        made = Node(name, "by_mode", (Ref(train), Ref(evaluation)), (), state.train[train].type, node.scope, node.source)
+        made = Node(
+            name, "by_mode", (Ref(train), Ref(evaluation)), (), state.train[train].type, node.scope, node.source
+        )
         state.made[key] = made
         inserted.append(made)
     return Ref(state.made[key].name)
-
-

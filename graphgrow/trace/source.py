@@ -128,7 +128,9 @@ def _called(name: str, factory: Any) -> tuple[nn.Module, object]:
     made = factory
     if not isinstance(made, nn.Module):
         if not callable(factory):
-            raise TraceError(found=f"{name}, which is a {type(factory).__name__}", fix="name a function that makes a model")
+            raise TraceError(
+                found=f"{name}, which is a {type(factory).__name__}", fix="name a function that makes a model"
+            )
         try:
             made = factory()
         except Exception as error:  # the factory is the user's code

@@ -49,7 +49,8 @@ def certify(old: Program, new: Program, *, spec: str, claim: Claim, seed: int = 
 def _growth(old: Program, alignment: Alignment) -> tuple[Growth, ...]:
     names = {named.atom: named.name for named in old.axes.named}
     return tuple(
-        Growth(axis=names.get(atom, str(atom)), old=int(str(atom.size)), new=size) for atom, size in alignment.sizes.items()
+        Growth(axis=names.get(atom, str(atom)), old=int(str(atom.size)), new=size)
+        for atom, size in alignment.sizes.items()
     )
 
 

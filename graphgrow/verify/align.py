@@ -36,7 +36,9 @@ def align(old: Program, new: Program) -> Alignment:
                     raise CheckFailed(found=f"an axis with two new sizes, {sizes[atom]} and {size}", where=name)
     changed = {atom: size for atom, size in sizes.items() if size != atom.size}
     if resize_graph(old.axes, changed) != new.graph:
-        raise CheckFailed(found="a number in the new graph that does not follow from its axes", where=_first(old, new, changed))
+        raise CheckFailed(
+            found="a number in the new graph that does not follow from its axes", where=_first(old, new, changed)
+        )
     return Alignment(changed)
 
 
@@ -49,7 +51,8 @@ def _first(old: Program, new: Program, changed: dict[Atom, int]) -> str:
 def _same_structure(old: Program, new: Program) -> None:
     if len(old.graph.nodes) != len(new.graph.nodes):
         raise CheckFailed(
-            found=f"graphs of {len(old.graph.nodes)} and {len(new.graph.nodes)} nodes", where="the structure of the graphs"
+            found=f"graphs of {len(old.graph.nodes)} and {len(new.graph.nodes)} nodes",
+            where="the structure of the graphs",
         )
     for a, b in zip(old.graph.nodes, new.graph.nodes, strict=True):
         if (a.name, a.op) != (b.name, b.op) or list(_fixed(a)) != list(_fixed(b)):

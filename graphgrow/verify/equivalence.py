@@ -8,7 +8,7 @@ of logic does not shrink: off by 1e-7 in a program with rounding32 = 1e-5 is ten
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +43,8 @@ class Pair:
 
 
 def test(old: Program, new: Program, alignment: Alignment, zero: frozenset[Block] | None, seed: int) -> Test:
-    """Compare outputs and input gradients on several sizes. `zero` names the blocks that a proof needs to be zero: all
-    others get random values first (None: the new blocks stay what they are)."""
+    """Compare outputs and input gradients on several sizes. `zero` names the blocks that a proof needs to be zero:
+    all others get random values first (None: the new blocks stay what they are)."""
     if not (old.has_weights and new.has_weights):
         return Test(holds=False, why="not run: the programs have no weights", seed=seed)
     small = old.size + new.size > FULL_SIZE
@@ -60,8 +60,8 @@ def test(old: Program, new: Program, alignment: Alignment, zero: frozenset[Block
     if bad:
         first = max(bad, key=lambda trial: max(trial.output64, trial.gradient64))
         why = (
-            f"outputs differ by {first.output64:.1e}, gradients by {first.gradient64:.1e} (allowed {first.tolerance64:.1e}) "
-            f"in float64 at {first.sizes or 'fixed sizes'}"
+            f"outputs differ by {first.output64:.1e}, gradients by {first.gradient64:.1e} "
+            f"(allowed {first.tolerance64:.1e}) in float64 at {first.sizes or 'fixed sizes'}"
         )
     return Test(holds=not bad, trials=trials, reduced=small, why=why, seed=seed)
 
@@ -80,7 +80,7 @@ def _sizes(program: Program) -> list[dict[str, int]]:
 
 
 def randomised(pair: Pair, zero: frozenset[Block], seed: int) -> Mapping[str, Tensor]:
-    """The new tensors with random values in all new blocks but `zero`; of the size of the old ones, variances positive."""
+    """The new tensors with random values in all new blocks but `zero`: as large as the old ones, variances positive."""
     prover = Prover(pair.old.axes, dict(pair.alignment.sizes))
     generator = torch.Generator().manual_seed(seed)
     tensors = dict(pair.new.tensors)
@@ -118,7 +118,8 @@ def _trial(pair: Pair, free: Mapping[str, Tensor], sizes: Mapping[str, int], see
 
 def _matched(pair: Pair, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of inputs and of the old blocks of tables, in one order."""
-    left, right = [], []
+    left: list[Tensor] = []
+    right: list[Tensor] = []
     for name, gradient in old.items():
         terms = pair.old.axes.parameters.get(name)
         pairs = kept_views(gradient, new[name], pair.resizing, terms) if terms else [(gradient, new[name])]
@@ -129,7 +130,11 @@ def _matched(pair: Pair, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -
 
 
 def run(
-    program: Program, tensors: Mapping[str, Tensor], inputs: Mapping[str, Tensor], dtype: torch.dtype, gradients: bool = True
+    program: Program,
+    tensors: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    gradients: bool = True,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Outputs in evaluation mode with everything in one type, and gradients of a random combination of them by the
     floating inputs and by the tables that integer inputs index."""
@@ -145,8 +150,15 @@ def run(
     found: dict[str, Tensor] = {}
     if watched:
         grads = torch.autograd.grad(combined(outputs), list(watched.values()), allow_unused=True)
-        found = {name: g for name, g in zip(watched, grads, strict=True) if g is not None}
+        found = dict(used(zip(watched, grads, strict=True)))
     return [output.detach() for output in outputs], found
+
+
+def used(gradients: Iterable[tuple[str, Tensor | None]]) -> Iterator[tuple[str, Tensor]]:
+    """The gradients there are."""
+    for name, gradient in gradients:
+        if gradient is not None:
+            yield name, gradient
 
 
 def lowered(program: Program, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
@@ -198,5 +210,3 @@ def _difference(a: Tensor, b: Tensor) -> float:
         return 0.0
     largest = float(a[finite].abs().max())
     return float((a - b)[finite].abs().max()) / (largest or 1.0)
-
-

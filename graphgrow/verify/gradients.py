@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from graphgrow.prove import ZERO, Layout, Prover
 from graphgrow.rewrite.blocks import view_cells
-from graphgrow.verify.equivalence import Pair, combined, lowered, randomised
+from graphgrow.verify.equivalence import Pair, combined, lowered, randomised, used
 from graphgrow.verify.proof import read_facts
 
 DRAWS = 4
@@ -49,11 +49,12 @@ def _gradients(pair: Pair, tensors: Mapping[str, Tensor], seed: int) -> dict[str
     """Gradients of all resized parameters."""
     module = lowered(pair.new, tensors, torch.float64)
     inputs = {
-        name: value.double() if value.is_floating_point() else value for name, value in pair.new.example({}, seed).items()
+        name: value.double() if value.is_floating_point() else value
+        for name, value in pair.new.example({}, seed).items()
     }
     parameters = dict(module.named_parameters(remove_duplicate=False))
     touched = [name for name, terms in pair.old.axes.parameters.items() if pair.resizing.touches(terms)]
     watched = {name: parameters[name].requires_grad_() for name in touched if name in parameters}
     outputs = [leaf for leaf in pytree.tree_leaves(module(**inputs)) if isinstance(leaf, Tensor)]
     grads = torch.autograd.grad(combined(outputs), list(watched.values()), allow_unused=True)
-    return {name: g for name, g in zip(watched, grads, strict=True) if g is not None}
+    return dict(used(zip(watched, grads, strict=True)))

@@ -29,7 +29,9 @@ def prove(old: Program, new: Program, alignment: Alignment) -> tuple[Proof, froz
         return Proof(holds=False, why=found.why), None
     constraints = [_constraint(old.axes, block, "zero", reason) for block, reason in found.needed.items()]
     constraints += [
-        _constraint(old.axes, block, "one", "must be positive") for block in prover.blocks if block.parameter in prover.positive
+        _constraint(old.axes, block, "one", "must be positive")
+        for block in prover.blocks
+        if block.parameter in prover.positive
     ]
     return Proof(holds=True, why=found.why, constraints=tuple(constraints)), frozenset(found.needed)
 
@@ -66,7 +68,11 @@ def read_facts(old: Program, new: Program, prover: Prover, alignment: Alignment)
 
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Equal bit for bit (NaN equals NaN)."""
-    return left.shape == right.shape and left.dtype == right.dtype and bool(torch.equal(left, right) or _equal_nan(left, right))
+    return (
+        left.shape == right.shape
+        and left.dtype == right.dtype
+        and bool(torch.equal(left, right) or _equal_nan(left, right))
+    )
 
 
 def _equal_nan(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -79,5 +85,3 @@ def _zero(view: torch.Tensor) -> bool:
 
 def _kept(old: torch.Tensor, new: torch.Tensor, resizing: Resizing, terms: Sequence[Term]) -> bool:
     return all(same(a, b) for a, b in kept_views(old, new, resizing, terms))
-
-

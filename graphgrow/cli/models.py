@@ -1,0 +1,70 @@
+"""What commands read and where they write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphgrow.errors import FileError, OptionError
+
+if TYPE_CHECKING:
+    from graphgrow.cli.screen import Screen
+    from graphgrow.program import Program
+
+
+def load(model: str, trust_pickle: bool, screen: Screen) -> Program:
+    """The program that a MODEL argument means: read from a file, or traced. Raises GraphgrowError."""
+    with screen.working(f"reading {model}"):
+        from graphgrow import files
+
+        if Path(model).is_file() and files.identify(model) == "program":
+            from graphgrow.program import Program
+
+            return Program.load(model)
+        from graphgrow.trace import trace
+
+        return trace(model, trust_pickle=trust_pickle)
+
+
+def sizes(given: Sequence[str]) -> Mapping[str, int]:
+    """`["batch=8"]` as numbers by name. Raises OptionError."""
+    found: dict[str, int] = {}
+    for part in (part for text in given for part in text.split(",")):
+        name, _, number = part.partition("=")
+        if not number.strip().isdecimal():
+            raise OptionError(found=f"--at {part}", fix="write sizes as name=number: --at batch=8")
+        found[name.strip()] = int(number)
+    return found
+
+
+def output(path: Path, inputs: Sequence[str], suffixes: Sequence[str], force: bool) -> Path:
+    """`path`, if it can be written to: of a known kind, in a folder there is, and nothing there already.
+
+    Raises OptionError or FileError, before any work is done.
+    """
+    if path.is_dir():
+        raise FileError(found="a folder where a file is to be written", where=str(path), fix=f"name a file: {path / ('model' + suffixes[0])}")
+    if path.suffix not in suffixes:
+        kinds = " or ".join(suffixes)
+        found = f"an output that ends in {path.suffix!r}" if path.suffix else "an output without an extension"
+        near = path.with_suffix(suffixes[0]) if path.name else f"model{suffixes[0]}"
+        raise OptionError(found=found, where=f"-o {path}", fix=f"end it in {kinds}: -o {near}")
+    if not path.parent.is_dir():
+        raise FileError(found=f"no folder {path.parent}", where=f"-o {path}", fix=f"make it first: mkdir -p {path.parent}")
+    if any(Path(name).exists() and path.exists() and path.samefile(name) for name in inputs):
+        raise FileError(found="the input as output: it would be replaced", where=f"-o {path}", fix="name another file")
+    if path.exists() and not force:
+        raise FileError(found="a file that exists already", where=str(path), fix="name another one with -o, or replace it with --force")
+    return path
+
+
+def beside(model: str, words: str, suffix: str = ".pt") -> Path:
+    """Where the result goes that nobody named: `model.pt` and `widen` give `model.widen.pt` in the same folder."""
+    path = Path(model)
+    name = f".{words}{suffix}" if words else suffix
+    if not path.exists() and ":" in model:
+        return Path(model.rpartition(":")[2].rpartition(".")[2] + name)
+    whole = path.resolve()
+    stem = whole.name if whole.is_dir() else whole.stem
+    return path.parent / f"{stem}{name}" if path.name and path.name != ".." else whole.parent / f"{stem}{name}"

@@ -1,0 +1,85 @@
+"""Where commands print: results on stdout, progress and what libraries say on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_WIDE = 1000  # columns where no terminal tells: one row stays one line
+
+
+class Screen:
+    """One command's output: JSON, or text for people, or nothing with `quiet`."""
+
+    def __init__(self, as_json: bool, quiet: bool) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self.out, self.err = _console(sys.stdout), _console(sys.stderr)
+
+    def show(self, *parts: RenderableType) -> None:
+        """Print for people."""
+        if self.as_json or self.quiet:
+            return
+        with self.out.capture() as drawn:
+            for part in parts:
+                self.out.print(part)
+        self.out.file.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+        self.out.file.flush()
+
+    def emit(self, value: dict[str, Any]) -> None:
+        """Print the one JSON document, where it is asked for."""
+        if self.as_json:
+            self.out.file.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+            self.out.file.flush()
+
+    @contextmanager
+    def working(self, text: str) -> Iterator[None]:
+        """Show on a terminal what is being done, and for how long."""
+        if self.quiet or not self.err.is_terminal:
+            yield
+            return
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        bar = Progress(SpinnerColumn("line"), TextColumn("{task.description}", markup=False), TimeElapsedColumn(),
+                       console=self.err, transient=True, redirect_stdout=False, redirect_stderr=False)  # fmt: skip
+        with bar:
+            bar.add_task(text, total=None)
+            yield
+
+
+def _console(file: Any) -> Console:
+    from rich.console import Console
+
+    class Plain(Console):
+        """Brackets in names are brackets; a closed pipe is the door's business."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    width = None if file.isatty() or os.environ.get("COLUMNS") else _WIDE
+    return Plain(file=file, width=width, markup=False, highlight=False, emoji=False)
+
+
+@contextmanager
+def screen(as_json: bool = False, quiet: bool = False) -> Iterator[Screen]:
+    """The screen of one command. What libraries and the models themselves print goes to stderr, or nowhere if `quiet`."""
+    found = Screen(as_json, quiet)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    before = logging.root.manager.disable
+    if quiet:
+        logging.disable(logging.WARNING)
+    try:
+        with Path(os.devnull).open("w") if quiet else nullcontext(sys.stderr) as other, redirect_stdout(other):
+            yield found
+    finally:
+        logging.disable(before)

@@ -1,0 +1,57 @@
+"""Facts of lookups by index: an index that is the same picks old units."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphgrow import ops
+from graphgrow.graph import Node, Ref
+from graphgrow.prove.cells import ANY, SAME, ZERO
+from graphgrow.prove.rows.base import Context, Value, row, unknown
+
+
+@row("embedding", "index_select", "index", "gather")
+def _lookup(context: Context, node: Node) -> Value:
+    terms = context.terms(node.args[0])
+    facts = context.facts(node.args[0])
+    kind = ops.kind(node.op)
+    indices = node.args[1] if kind in ("embedding", "index") else node.args[2]
+    chosen = list(indices) if isinstance(indices, tuple) else [indices]
+    given = node.args[1]
+    dims = [0] if kind == "embedding" else [d for d, i in enumerate(chosen) if i is not None]
+    if kind in ("index_select", "gather"):
+        dims = [(given if isinstance(given, int) else 0) % len(terms)]
+    used = [index for index in chosen if isinstance(index, Ref)]
+    out = context.axes.terms[node.name]
+    if any((context.facts(index) != SAME).any() for index in used):
+        return unknown(context, node)
+    for dim in dims:
+        flags = context.layout.old(terms[dim])
+        kept = [facts.take(i, axis=dim) for i, old in enumerate(flags) if old]
+        same = np.logical_and.reduce([k == kept[0] for k in kept])
+        facts = np.expand_dims(np.where(same, kept[0], ANY), dim)
+    if kind == "gather":
+        old = context.layout.is_old(out)
+        return context.spread(facts, old.shape, old)
+    rest = [facts.shape[d] for d in range(facts.ndim) if d not in dims]
+    width = len(out) - len(rest)
+    adjacent = dims == list(range(dims[0], dims[-1] + 1))
+    first = dims[0] if adjacent else 0
+    shape = [*rest[:first], *[1] * width, *rest[first:]]
+    old = context.layout.is_old(out)
+    return context.spread(facts.reshape(shape).astype(np.int16), old.shape, old)
+
+
+@row("scatter", "index_add")
+def _scatter(context: Context, node: Node) -> Value:
+    facts = context.facts(node.args[0])
+    others = [context.facts(a) for a in node.args[2:] if isinstance(a, Ref)]
+    if (facts == SAME).all() and all((other == SAME).all() for other in others):
+        return facts
+    return np.full_like(facts, ANY)
+
+
+@row("one_hot")
+def _one_hot(context: Context, node: Node) -> Value:
+    same = (context.facts(node.args[0]) == SAME).all()
+    return context.filled(node, SAME, ZERO) if same else unknown(context, node)

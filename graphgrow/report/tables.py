@@ -1,0 +1,194 @@
+"""Reports as tables for people, drawn by rich. Plain letters only, so that they print everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from graphgrow.axes import Axes
+from graphgrow.axes.text import fold, grouped, row, split_kernels
+from graphgrow.certificate import Certificate, Constraint, Growth, Test
+from graphgrow.program import Program
+from graphgrow.report.cost import Cost
+from graphgrow.report.diff import Change, Difference
+from graphgrow.report.passes import Described
+from graphgrow.report.values import inputs
+
+_LISTED = 12  # rows of a list that a person reads; JSON has all of them
+_FILLS = {
+    "zero": "must be zero", "one": "must be positive", "mean": "must be the mean of the old units", "free": "may be anything",
+}  # fmt: skip
+
+
+def program_table(program: Program, cost: Cost) -> RenderableType:
+    """Size and inputs of a program."""
+    rows = [
+        ("parameters", f"{cost.parameters:,} ({program.dtype})"),
+        ("FLOPs", f"{amount(cost.flops)} at {cost.at}"),
+        ("memory", f"{amount(cost.memory, 'B')} of weights"),
+        ("inputs", "\n".join(f"{name}: {kind}" for name, kind in inputs(program).items()) or "none"),
+        ("axes", f"{len(program.axes.named)}, of the roles {_roles(program.axes)}"),
+    ]
+    return pairs([*rows, *(("journal", f"{c.spec}: {c.claim.lower()}, {c.evidence}") for c in program.journal)])
+
+
+def _roles(axes: Axes) -> str:
+    return ", ".join(dict.fromkeys(axis.role for axis in axes.named)) or "none"
+
+
+def axes_table(axes: Axes, every: bool = False) -> RenderableType:
+    """Names, roles, sizes and places of the axes; layers folded into one row and kernels into one line, unless `every`."""
+    groups = grouped(axes.named, every)
+    kept, rest = (list(groups), "") if every else split_kernels(groups)
+    found = columns("axis", "", "role", "+size", "where", "")
+    for group in kept:
+        found.add_row(*row(group))
+    return Group(found, Text(f"{rest} (--all lists them)")) if rest else found
+
+
+def cost_table(old: Cost, new: Cost) -> RenderableType:
+    """Before, after and their ratio."""
+    found = columns("", "+before", "+after", "+ratio")
+    found.add_row("parameters", f"{old.parameters:,}", f"{new.parameters:,}", ratio(old.parameters, new.parameters))
+    found.add_row("FLOPs", amount(old.flops), amount(new.flops), ratio(old.flops, new.flops))
+    found.add_row("memory", amount(old.memory, "B"), amount(new.memory, "B"), ratio(old.memory, new.memory))
+    return Group(found, Text(f"(FLOPs of one forward pass at {new.at}; memory of the weights)", style="dim"))
+
+
+def growth_table(growths: Iterable[Growth]) -> RenderableType:
+    """Axes with their sizes before and after, layers folded."""
+    return changes_table("axis", [Change(growth.axis, growth.old, growth.new) for growth in growths], None)
+
+
+def changes_table(title: str, changes: Sequence[Change[Any]], listed: int | None = _LISTED) -> RenderableType:
+    """`name  x12  old -> new`, layers folded."""
+    found = columns(title, "", "+before", "", "after")
+    folds = fold([change.name for change in changes], [(change.old, change.new) for change in changes])
+    for folded in folds[:listed]:
+        first = changes[folded.members[0]]
+        found.add_row(folded.pattern, times(len(folded.members)), _shown(first.old), "->", _shown(first.new))
+    rest = len(folds) - len(folds[:listed])
+    return Group(found, Text(f"and {rest} more (--json lists all)")) if rest else found
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "(none)"
+    return " x ".join(str(size) for size in value) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def difference_table(found: Difference) -> RenderableType:
+    """Axes, tensors, costs and journals of two programs side by side."""
+    parts: list[RenderableType] = [cost_table(*found.costs)]
+    if found.axes:
+        parts += ["", changes_table("axis", found.axes)]
+    if found.shapes:
+        parts += ["", changes_table("tensor", found.shapes)]
+    if found.values:
+        parts += ["", changes_table("tensor of the same shape", [Change(name, "old values", "new values") for name in found.values])]
+    if found.empty:
+        parts += ["", "no axis and no tensor differs"]
+    for title, program in (("old", found.old), ("new", found.new)):
+        parts += ["", Text(f"certificates of the {title} program", style="bold")]
+        parts += [certificate_table(certificate) for certificate in program.journal] or ["none"]
+    return Group(*parts)
+
+
+def certificate_table(certificate: Certificate, growth: bool = True) -> RenderableType:
+    """What is claimed, and by what evidence."""
+    rows: list[tuple[str, RenderableType]] = [("claim", f"{certificate.claim.lower()}, {certificate.evidence}")]
+    if growth and certificate.growth:
+        rows.append(("axes", growth_table(certificate.growth)))
+    if certificate.proof:
+        rows.append(("proof" if certificate.proof.holds else "no proof", certificate.proof.why))
+        rows += _constraints(certificate.proof.constraints)
+    if certificate.test:
+        rows.append(("test", _test(certificate.test)))
+    rows += [("note", note) for note in certificate.notes]
+    seed = f"seed {certificate.test.seed}, " if certificate.test else ""
+    rows.append(("made", f"{seed}{certificate.old[:12]} -> {certificate.new[:12]}, graphgrow {certificate.version}"))
+    return Group(Text(certificate.spec, style="bold green" if certificate.holds else "bold red"), pairs(rows, "  "))
+
+
+def _constraints(constraints: Sequence[Constraint]) -> list[tuple[str, RenderableType]]:
+    """The new blocks that the proof needs something of, layers folded."""
+    if not constraints:
+        return []
+    table = columns()
+    folds = fold([item.parameter for item in constraints], [(item.dim, item.fill) for item in constraints])
+    for folded in folds[:_LISTED]:
+        first = constraints[folded.members[0]]
+        table.add_row(folded.pattern, times(len(folded.members)), f"new units of dimension {first.dim} {_FILLS[first.fill]}")
+    if len(folds) > _LISTED:
+        table.add_row(f"and {len(folds) - _LISTED} more")
+    return [("needs", table)]
+
+
+def _test(test: Test) -> str:
+    worst = test.worst
+    if worst is None:
+        return test.why
+    return (
+        f"{test.why}\nworst at {worst.sizes or 'fixed sizes'}: outputs {worst.output64:.1e}, gradients {worst.gradient64:.1e}, "
+        f"allowed {worst.tolerance64:.1e}; in float32 {worst.output32:.1e}, the old program's rounding {worst.rounding32:.1e}"
+    )
+
+
+def passes_table(passes: Iterable[Described]) -> RenderableType:
+    """One row per pass."""
+    found = columns("pass", "claim", "what it does")
+    for one in passes:
+        found.add_row(one.name, one.claim.lower(), one.summary)
+    return found
+
+
+def pass_table(one: Described) -> RenderableType:
+    """One pass: summary, claim, options, theorem."""
+    options = columns("option", "type", "default", "")
+    for option in one.options:
+        options.add_row(option.name, option.type, option.default or "(required)", option.doc)
+    title = Text.assemble((one.name, "bold green"), f": {one.summary}")
+    return Group(title, f"claim: {one.claim.lower()}", "", options, "", Text("theorem", style="bold"), one.theorem)
+
+
+def columns(*titles: str) -> Table:
+    """An empty table; a title with `+` has its column to the right. Without titles there is no head."""
+    found = Table(box=None, show_header=bool(titles), header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for title in titles:
+        found.add_column(title.removeprefix("+"), justify="right" if title.startswith("+") else "left", overflow="fold")
+    return found
+
+
+def pairs(rows: Iterable[tuple[str, RenderableType]], indent: str = "") -> Table:
+    """Labels and what belongs to them."""
+    found = columns()
+    for label, value in rows:
+        found.add_row(indent + label, value)
+    return found
+
+
+def times(count: int) -> str:
+    """`x12`, nothing for one."""
+    return f"x{count}" if count > 1 else ""
+
+
+def ratio(old: int, new: int) -> str:
+    """`x1.38`."""
+    return f"x{new / old:.2f}" if old else "-"
+
+
+def amount(number: int, unit: str = "") -> str:
+    """A large number for people: `1.53 G`, `12.0 MB`."""
+    size = float(number)
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if size < 999.5:
+            break
+        size /= 1000
+    else:
+        prefix = "E"
+    digits = f"{size:.0f}" if not prefix else f"{size:.3g}" if size < 999.5 else f"{size:.0f}"
+    return f"{digits} {prefix}{unit}".rstrip()
