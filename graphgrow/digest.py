@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -37,7 +38,10 @@ def digest(
 def _tensor_digest(tensor: Tensor) -> str:
     if tensor.is_meta:
         return "no storage"
-    if tensor not in _known:
+    known = cast(str | None, _known.get(tensor))  # pyright: ignore[reportUnknownMemberType]
+    if known is None:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        _known[tensor] = hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()
-    return _known[tensor]
+        data: Any = flat.view(torch.uint8).numpy()
+        known = hashlib.sha256(data).hexdigest()
+        _known[tensor] = known
+    return known

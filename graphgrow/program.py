@@ -17,7 +17,7 @@ from graphgrow.certificate import Certificate
 from graphgrow.digest import digest
 from graphgrow.errors import OptionError, Refusal
 from graphgrow.example import example
-from graphgrow.graph import WEIGHTS, Graph, Kind, TensorType
+from graphgrow.graph import WEIGHTS, Graph, Kind, TensorType, Type
 from graphgrow.module import lower
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Program:
         return str(dataclasses.replace(kind, dtype=self.dtype) if kind.dtype == WEIGHTS else kind)
 
 
-def _of_weights(kind: object) -> bool:
+def _of_weights(kind: Type) -> bool:
     if isinstance(kind, tuple):
-        return any(_of_weights(item) for item in kind)  # pyright: ignore[reportUnknownVariableType]
+        return any(_of_weights(item) for item in kind)
     return isinstance(kind, TensorType) and kind.dtype == WEIGHTS

@@ -132,6 +132,8 @@ def exact_div(size: Dim, divisor: Dim) -> Dim | None:
         return size // divisor if divisor and size % divisor == 0 else None
     if divisor == 0:
         return None
+    if size == 0:
+        return 0
     if size == divisor:
         return 1
     terms = _terms(divisor)

@@ -2,12 +2,13 @@
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import start_processes
 
 from graphgrow.program import Program
 from tests.programs import traced
@@ -33,7 +34,7 @@ def worker(rank, path, address):
     try:
         program = Program.load(f"{path}/program.pt")
         mesh = init_device_mesh("cpu", (2,))
-        module = program.module(hierarchical=True).eval()
+        module: Any = program.module(hierarchical=True).eval()
         for block in module.transformer.h:
             fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
@@ -53,7 +54,7 @@ def test_two_processes_train_as_one(tmp_path):
     program.save(tmp_path / "program.pt")
     expected = losses(program.module().eval(), [program.example({"batch": 4}, seed) for seed in range(STEPS)])
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    mp.start_processes(worker, (str(tmp_path), f"file://{tmp_path}/meet"), nprocs=2, start_method="spawn")
+    start_processes(worker, (str(tmp_path), f"file://{tmp_path}/meet"), nprocs=2, start_method="spawn")
     found = torch.load(tmp_path / "result.pt")
     torch.testing.assert_close(found["losses"], expected, rtol=1e-5, atol=1e-6)
     assert found["names"] == list(program.module().state_dict())

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -165,7 +166,7 @@ def test_lowers_to_float64_throughout(name):
 def test_compiles_and_exports_again(name, hierarchical):
     _, inputs = ZOO[name].build()
     module = traced(name).module(hierarchical)
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    compiled: Any = torch.compile(module, backend="eager", fullgraph=True)
     for training in (True, False):
         module.train(training)
         assert same(outputs(compiled, inputs), outputs(module, inputs))
@@ -180,7 +181,7 @@ def test_compiles_and_exports_again(name, hierarchical):
 
 def test_submodules_have_their_own_mode():
     _, inputs = ZOO["gpt2"].build()
-    module = traced("gpt2").module(hierarchical=True)
+    module: Any = traced("gpt2").module(hierarchical=True)
     blocks = module.transformer.h
     assert len(blocks) == 2
     assert [id(block) for block in blocks] == [id(blocks[0]), id(blocks[-1])]
@@ -199,13 +200,16 @@ def test_activation_checkpointing_changes_nothing(name):
     program = traced(name)
     plain, saving = (program.module(hierarchical=True).train() for _ in range(2))
     roots = {"gpt2": "transformer.h", "llama": "model.layers", "bert": "bert.encoder.layer"}
-    for block in saving.get_submodule(roots[name]):
+    blocks: Any = saving.get_submodule(roots[name])
+    for block in blocks:
         forward = block.forward
         block.forward = lambda *args, forward=forward: checkpoint(forward, *args, use_reentrant=False)
     for step in range(2):
         assert backward(saving, inputs, step) == backward(plain, inputs, step)
+    found = gradients(saving)
     for key, expected in gradients(plain).items():
-        assert expected is None or torch.equal(gradients(saving)[key], expected), key
+        assert (found[key] is None) == (expected is None), key
+        assert expected is None or same([found[key]], [expected]), key
 
 
 class Shared(nn.Module):
@@ -231,7 +235,7 @@ def test_modules_called_twice_and_lists_that_interleave():
     torch.manual_seed(0)
     model, x = Shared(), torch.randn(5, 6)
     program = trace(model, x)
-    tree = program.module(hierarchical=True)
+    tree: Any = program.module(hierarchical=True)
     assert list(tree.state_dict()) == list(model.state_dict())
     for module in (program.module(), tree):
         for batch in (5, 2):
@@ -309,7 +313,7 @@ def test_kinds_of_tensors():
         "hidden": Kind("buffer", persistent=False), "constants.0": Kind("constant"),
     }  # fmt: skip
     tensors = {name: torch.randn(3) for name in kinds}
-    module = lower(small(outputs=Ref("x")), tensors, kinds, {"c.w": "a.w"}, "float32")
+    module: Any = lower(small(outputs=Ref("x")), tensors, kinds, {"c.w": "a.w"}, "float32")
     assert sorted(module.state_dict()) == ["a.frozen", "a.w", "b", "c.w"]
     assert {name: p.requires_grad for name, p in module.named_parameters()} == {"a.w": True, "a.frozen": False}
     assert module.c.w is module.a.w

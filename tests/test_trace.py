@@ -70,7 +70,7 @@ def test_a_batch_of_one_is_an_example():
 def test_the_model_is_left_alone():
     model, inputs = ZOO["small_cnn"].build()
     model.eval()
-    model[0].train()
+    model.get_submodule("0").train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     program = trace(model, inputs)

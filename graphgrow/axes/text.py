@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 
 from graphgrow.axes.names import Named
 
@@ -81,9 +81,8 @@ def _home(axis: Named) -> str:
     names = [site.parameter for site in axis.sites]
     if len(set(names)) == 1:
         return names[0]
-    parts: list[list[str]] = [name.split(".") for name in names]
-    shared: list[str] = list(commonprefix(parts))  # type: ignore[type-var]
-    return ".".join(shared)
+    shared = takewhile(lambda level: len(set(level)) == 1, zip(*(name.split(".") for name in names), strict=False))
+    return ".".join(level[0] for level in shared)
 
 
 def split_kernels(groups: Sequence[Group]) -> tuple[list[Group], str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -21,6 +23,7 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Check from outside that two programs compute the same, whoever made them."""
+    advice = f"graphgrow diff {old} {new} lists what differs"
     with screen(as_json, quiet) as shown:
         before, after = load(old, trust_pickle, shown), load(new, trust_pickle, shown)
         with shown.working("proving and testing"):
@@ -28,7 +31,8 @@ def check(
             from graphgrow.report.values import certificate_value
             from graphgrow.verify import check
 
-            found = check(before, after, seed=seed)
+            with _advised(advice):
+                found = check(before, after, seed=seed)
         shown.emit({"old": old, "new": new, "holds": found.holds, "certificate": certificate_value(found)})
         shown.show(certificate_table(found))
     if not found.holds:
@@ -36,8 +40,18 @@ def check(
         raise CheckFailed(
             found=f"not equivalent: {evidence[0].why}" if evidence else "not equivalent",
             where=f"{old} and {new}",
-            fix=f"graphgrow diff {old} {new} lists what differs",
+            fix=advice,
         )
+
+
+@contextmanager
+def _advised(fix: str) -> Generator[None]:
+    """Failures that say nothing about what to do get this advice."""
+    try:
+        yield
+    except CheckFailed as error:
+        error.fix = error.fix or fix
+        raise
 
 
 def diff(

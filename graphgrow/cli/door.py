@@ -33,7 +33,7 @@ class Door(TyperGroup):
             code = _broken_pipe()
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, people get text and a code
             code = report(error, as_json="--json" in given)
         if code == INTERRUPTED:
             print("interrupted; nothing half-written is left", file=sys.stderr)  # noqa: T201
@@ -65,7 +65,15 @@ def report(error: Exception, as_json: bool) -> int:
     if os.environ.get(DEBUG):
         traceback.print_exception(error)
     told = explained(error)
-    kind = type(error).__name__ if isinstance(error, GraphgrowError) else "UsageError" if told[1] == USAGE else "InternalError"
+    if not told[0].found:  # no command at all: the help was printed
+        return told[1]
+    kind = (
+        type(error).__name__
+        if isinstance(error, GraphgrowError)
+        else "UsageError"
+        if told[1] == USAGE
+        else "InternalError"
+    )
     fields = {"type": kind, "found": told[0].found, "where": told[0].where, "do": told[0].fix}
     print(json.dumps({"error": fields}) if as_json else str(told[0]), file=sys.stderr)  # noqa: T201
     return told[1]
@@ -81,7 +89,9 @@ def explained(error: Exception) -> tuple[GraphgrowError, int]:
         return GraphgrowError(found="not enough memory", fix="use a machine with more, or a smaller model"), REFUSED
     if isinstance(error, OSError) and error.filename is not None:
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
-        return GraphgrowError(found=error.strerror or str(error), where=where, fix="check the path and its permissions"), REFUSED
+        return GraphgrowError(
+            found=error.strerror or str(error), where=where, fix="check the path and its permissions"
+        ), REFUSED
     lines = str(error).strip().splitlines() or [""]
     place = traceback.extract_tb(error.__traceback__)[-1:]
     return GraphgrowError(
@@ -95,7 +105,10 @@ def _usage(error: Any) -> GraphgrowError:
     """What the command line's parser found, and the command whose help says more."""
     path = error.ctx.command_path if error.ctx else "graphgrow"
     message = str(error.format_message()).strip().rstrip(".")
-    return GraphgrowError(found=message[:1].lower() + message[1:], where=path, fix=f"{path} --help shows how it is used")
+    fix = f"{path} --help shows how it is used"
+    if path.endswith(" apply") and "extra argument" in message:
+        fix = f"give passes with --pass: {path} --pass widen model.pt"
+    return GraphgrowError(found=message[:1].lower() + message[1:], where=path, fix=fix)
 
 
 def _broken_pipe() -> int:

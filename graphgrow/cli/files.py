@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from graphgrow.cli.models import beside, load, output
+from graphgrow.cli.models import beside, load, located, output
 from graphgrow.cli.options import AsJson, Force, Model, Output, Quiet, Trust
 from graphgrow.cli.screen import screen
 from graphgrow.errors import OptionError
+
+if TYPE_CHECKING:
+    from graphgrow.export import OnnxReport
+    from graphgrow.program import Program
 
 KINDS = (".onnx", ".pt2", ".safetensors")
 _MODES = "Capture training and evaluation, or evaluation alone."
@@ -18,11 +23,16 @@ _MODES = "Capture training and evaluation, or evaluation alone."
 
 def trace(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="a Hugging Face folder, pkg.module:factory, or a .pt", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="a Hugging Face folder, pkg.module:factory, or a .pt", show_default=False
+        ),
     ],
     out: Output = None,
     mode: Annotated[Literal["both", "eval"], typer.Option(help=_MODES)] = "both",
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Compare the program's outputs with the model's.")] = True,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare the program's outputs with the model's.")
+    ] = True,
     force: Force = False,
     trust_pickle: Trust = False,
     as_json: AsJson = False,
@@ -31,7 +41,7 @@ def trace(
     """Make a program of a model: its graph with its weights, in one .pt file."""
     with screen(as_json, quiet) as shown:
         target = output(_named(out, beside(source, ""), "trace", source), [source], [".pt"], force)
-        with shown.working(f"tracing {source}"):
+        with shown.working(f"tracing {source}"), located(source):
             from graphgrow.report import cost
             from graphgrow.report.tables import program_table
             from graphgrow.report.values import cost_value, program_value
@@ -41,7 +51,9 @@ def trace(
         with shown.working(f"writing {target}"):
             program.save(target)
         found = cost(program)
-        shown.emit({"source": source, "output": str(target), "program": program_value(program), "cost": cost_value(found)})
+        shown.emit(
+            {"source": source, "output": str(target), "program": program_value(program), "cost": cost_value(found)}
+        )
         shown.show(program_table(program, found), "", f"wrote {target}")
 
 
@@ -58,31 +70,63 @@ def export(
     with screen(as_json, quiet) as shown:
         target = output(_named(out, beside(model, "", ".onnx"), "export", model), [model], KINDS, force)
         if opset is not None and target.suffix != ".onnx":
-            raise OptionError(found=f"--opset {opset} for a {target.suffix} file", fix="leave it out: opsets are ONNX's")
+            raise OptionError(
+                found=f"--opset {opset} for a {target.suffix} file", fix="leave it out: opsets are ONNX's"
+            )
         program = load(model, trust_pickle, shown)
-        with shown.working(f"writing {target}"):
-            _export(program, target, opset)
-        size = sum(file.stat().st_size for file in (target, target.with_name(f"{target.name}.data")) if file.exists())
-        shown.emit({"model": model, "output": str(target), "format": target.suffix[1:], "bytes": size})
-        shown.show(f"wrote {target} ({size:,} bytes)")
+        with shown.working(f"writing {target} and comparing it"):
+            found = _export(program, target, opset)
+        shown.emit({"model": model, "output": str(target), "format": target.suffix[1:], **found.value})
+        shown.show(found.text)
 
 
-def _export(program: object, target: Path, opset: int | None) -> None:
+@dataclass(frozen=True)
+class _Written:
+    """What was exported, for people and for programs."""
+
+    text: str
+    value: dict[str, Any]
+
+
+def _export(program: Program, target: Path, opset: int | None) -> _Written:
     from graphgrow import export
-    from graphgrow.program import Program
 
-    assert isinstance(program, Program)
     if target.suffix == ".onnx":
-        options = {} if opset is None else {"opset": opset}
-        export.export_onnx(program, target, **options)
-    elif target.suffix == ".pt2":
-        export.export_pt2(program, target)
+        return _onnx(
+            export.export_onnx(program, target) if opset is None else export.export_onnx(program, target, opset=opset)
+        )
+    if target.suffix == ".pt2":
+        files: tuple[Path, ...] = (export.export_pt2(program, target),)
     else:
-        export.export_safetensors(program, target)
+        files = export.export_safetensors(program, target)
+    size = sum(file.stat().st_size for file in files)
+    names = [str(file) for file in files]
+    return _Written(f"wrote {', '.join(names)} ({size:,} bytes)", {"files": names, "bytes": size})
+
+
+def _onnx(found: OnnxReport) -> _Written:
+    """Names and types at the file's door, and how near to the module ONNX Runtime computes."""
+    files = [str(file) for file in (found.path, found.data) if file is not None]
+    lines = [f"input   {name}: {kind}" for name, kind in found.inputs.items()]
+    lines += [f"output  {name}: {kind}" for name, kind in found.outputs.items()]
+    if found.deviation is not None and found.tolerance is not None:
+        near = f"{found.deviation:.1e} from the module, of {found.tolerance:.1e} allowed"
+        lines.append(f"ran     in ONNX Runtime at {len(found.sizes)} sizes: at most {near}")
+    text = "\n".join([*lines, "", f"wrote {' and '.join(files)} ({found.bytes:,} bytes, opset {found.opset})"])
+    value = {
+        "files": files, "bytes": found.bytes, "opset": found.opset, "inputs": dict(found.inputs),
+        "outputs": dict(found.outputs), "deviation": found.deviation, "tolerance": found.tolerance,
+        "sizes": [dict(sizes) for sizes in found.sizes],
+    }  # fmt: skip
+    return _Written(text, value)
 
 
 def _named(out: Path | None, proposed: Path, command: str, model: str) -> Path:
     """The output file. Raises OptionError, with one that would do, where none is given."""
     if out is None:
-        raise OptionError(found="no output file", where=f"graphgrow {command}", fix=f"name one: graphgrow {command} {model} -o {proposed}")
+        raise OptionError(
+            found="no output file",
+            where=f"graphgrow {command}",
+            fix=f"name one: graphgrow {command} {model} -o {proposed}",
+        )
     return out

@@ -31,7 +31,9 @@ def axes(
 
 
 def passes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one pass: options, claim, theorem", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="one pass: options, claim, theorem", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -59,4 +61,6 @@ def _list(shown: Screen, names: list[str]) -> None:
 
     found = [described(find(name)) for name in names]
     shown.emit({"passes": [{"name": one.name, "claim": one.claim, "summary": one.summary} for one in found]})
-    shown.show(passes_table(found), "", "graphgrow passes NAME describes one; graphgrow apply --pass NAME MODEL applies it")
+    shown.show(
+        passes_table(found), "", "graphgrow passes NAME describes one; graphgrow apply --pass NAME MODEL applies it"
+    )

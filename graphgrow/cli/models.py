@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphgrow.errors import FileError, OptionError
+from graphgrow.errors import FileError, GraphgrowError, OptionError
 
 if TYPE_CHECKING:
     from graphgrow.cli.screen import Screen
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def load(model: str, trust_pickle: bool, screen: Screen) -> Program:
     """The program that a MODEL argument means: read from a file, or traced. Raises GraphgrowError."""
-    with screen.working(f"reading {model}"):
+    with screen.working(f"reading {model}"), located(model):
         from graphgrow import files
 
         if Path(model).is_file() and files.identify(model) == "program":
@@ -25,6 +26,16 @@ def load(model: str, trust_pickle: bool, screen: Screen) -> Program:
         from graphgrow.trace import trace
 
         return trace(model, trust_pickle=trust_pickle)
+
+
+@contextmanager
+def located(place: str) -> Generator[None]:
+    """Errors that name no place get this one."""
+    try:
+        yield
+    except GraphgrowError as error:
+        error.where = error.where or place
+        raise
 
 
 def sizes(given: Sequence[str]) -> Mapping[str, int]:
@@ -44,18 +55,28 @@ def output(path: Path, inputs: Sequence[str], suffixes: Sequence[str], force: bo
     Raises OptionError or FileError, before any work is done.
     """
     if path.is_dir():
-        raise FileError(found="a folder where a file is to be written", where=str(path), fix=f"name a file: {path / ('model' + suffixes[0])}")
+        raise FileError(
+            found="a folder where a file is to be written",
+            where=str(path),
+            fix=f"name a file: {path / ('model' + suffixes[0])}",
+        )
     if path.suffix not in suffixes:
         kinds = " or ".join(suffixes)
         found = f"an output that ends in {path.suffix!r}" if path.suffix else "an output without an extension"
         near = path.with_suffix(suffixes[0]) if path.name else f"model{suffixes[0]}"
         raise OptionError(found=found, where=f"-o {path}", fix=f"end it in {kinds}: -o {near}")
     if not path.parent.is_dir():
-        raise FileError(found=f"no folder {path.parent}", where=f"-o {path}", fix=f"make it first: mkdir -p {path.parent}")
+        raise FileError(
+            found=f"no folder {path.parent}", where=f"-o {path}", fix=f"make it first: mkdir -p {path.parent}"
+        )
     if any(Path(name).exists() and path.exists() and path.samefile(name) for name in inputs):
         raise FileError(found="the input as output: it would be replaced", where=f"-o {path}", fix="name another file")
     if path.exists() and not force:
-        raise FileError(found="a file that exists already", where=str(path), fix="name another one with -o, or replace it with --force")
+        raise FileError(
+            found="a file that exists already",
+            where=str(path),
+            fix="name another one with -o, or replace it with --force",
+        )
     return path
 
 

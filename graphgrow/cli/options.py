@@ -22,11 +22,16 @@ Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL, show_default=False)]
 Old = Annotated[str, typer.Argument(metavar="OLD", help=_MODEL, show_default=False)]
 New = Annotated[str, typer.Argument(metavar="NEW", help="what it became", show_default=False)]
-Trust = Annotated[bool, typer.Option("--trust-pickle", help="Load pickled modules and .pt2 too: runs code from the file.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-pickle", help="Load pickled modules and .pt2 too: runs code from the file.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
 Sizes = Annotated[
-    list[str], typer.Option("--at", metavar="NAME=N", help="Dynamic sizes to count FLOPs at, as batch=8. Can be repeated.")
+    list[str],
+    typer.Option("--at", metavar="NAME=N", help="Dynamic sizes to count FLOPs at, as batch=8. Can be repeated."),
 ]
-Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="The file to write.", show_default=False)]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", help="The file to write.", show_default=False)
+]

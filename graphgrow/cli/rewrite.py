@@ -27,7 +27,9 @@ def apply(
     out: Output = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do and check everything, but write nothing.")] = False,
     force: Force = False,
-    seed: Annotated[int | None, typer.Option(help="Of everything random, for passes whose spec has none.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything random, for passes whose spec has none.", show_default=False)
+    ] = None,
     at: Sizes = [],  # noqa: B006
     trust_pickle: Trust = False,
     as_json: AsJson = False,
@@ -45,16 +47,25 @@ def apply(
         if not dry_run or out is not None:
             output(target, [model], [".pt"], force or dry_run)
         old = load(model, trust_pickle, shown)
+        from graphgrow.report import cost
+
+        before = cost(old, given)
         new = _run(pipeline, old, shown)
+        costs = before, cost(new, given)
         if not dry_run:
             with shown.working(f"writing {target}"):
                 new.save(target)
-        _tell(shown, (old, new), given, {"input": model, "output": None if dry_run else str(target), "dry_run": dry_run})
+        files = {"input": model, "output": None if dry_run else str(target), "dry_run": dry_run}
+        _tell(shown, files, costs, new.journal[len(old.journal) :])
 
 
 def _pipeline(specs: Sequence[str], seed: int | None, shown: Screen) -> Pipeline:
     if not specs:
-        raise OptionError(found="no pass to apply", where="graphgrow apply", fix="name one: --pass widen\n`graphgrow passes` lists them")
+        raise OptionError(
+            found="no pass to apply",
+            where="graphgrow apply",
+            fix="name one: --pass widen\n`graphgrow passes` lists them",
+        )
     with shown.working("looking for passes"):
         from graphgrow.pipeline import Pipeline
 
@@ -71,14 +82,10 @@ def _run(pipeline: Pipeline, program: Program, shown: Screen) -> Program:
     return program
 
 
-def _tell(shown: Screen, programs: tuple[Program, Program], given: Any, files: dict[str, Any]) -> None:
+def _tell(shown: Screen, files: dict[str, Any], costs: tuple[Cost, Cost], made: Sequence[Certificate]) -> None:
     """Print what changed, the certificates and the file."""
-    from graphgrow.report import cost
     from graphgrow.report.values import certificate_value, cost_value
 
-    old, new = programs
-    made = new.journal[len(old.journal) :]
-    costs = cost(old, given), cost(new, given)
     shown.emit(
         {
             **files,

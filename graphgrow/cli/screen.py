@@ -7,10 +7,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -42,7 +42,7 @@ class Screen:
             self.out.file.flush()
 
     @contextmanager
-    def working(self, text: str) -> Iterator[None]:
+    def working(self, text: str) -> Generator[None]:
         """Show on a terminal what is being done, and for how long."""
         if self.quiet or not self.err.is_terminal:
             yield
@@ -70,16 +70,25 @@ def _console(file: Any) -> Console:
 
 
 @contextmanager
-def screen(as_json: bool = False, quiet: bool = False) -> Iterator[Screen]:
-    """The screen of one command. What libraries and the models themselves print goes to stderr, or nowhere if `quiet`."""
+def screen(as_json: bool = False, quiet: bool = False) -> Generator[Screen]:
+    """The screen of one command. What libraries and models themselves print goes to stderr, or nowhere if `quiet`."""
     found = Screen(as_json, quiet)
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
+    with _other_output(quiet) as other, redirect_stdout(other), warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield found
+
+
+@contextmanager
+def _other_output(quiet: bool) -> Generator[TextIO]:
+    """Where what is not ours goes. Loggers write to stderr as they were set up, and warn of nothing if `quiet`."""
+    if not quiet:
+        yield sys.stderr
+        return
     before = logging.root.manager.disable
-    if quiet:
-        logging.disable(logging.WARNING)
+    logging.disable(logging.WARNING)
     try:
-        with Path(os.devnull).open("w") if quiet else nullcontext(sys.stderr) as other, redirect_stdout(other):
-            yield found
+        with Path(os.devnull).open("w") as nowhere:
+            yield nowhere
     finally:
         logging.disable(before)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +107,7 @@ def _distance(left: Tensor, right: Tensor) -> float:
     """The largest difference; infinities and not-a-numbers must be the same in both."""
     left, right = left.double(), right.double()
     same = (left == right) | (left.isnan() & right.isnan())
-    difference = torch.where(same, 0.0, (left - right).abs()).nan_to_num(nan=torch.inf)
+    difference = torch.where(same, 0.0, (left - right).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)
     return float(difference.max()) if difference.numel() else 0.0
 
 
@@ -144,15 +143,15 @@ def _trials(program: Program, sizes: Sequence[Mapping[str, int]]) -> Iterator[Tr
         inputs = program.example(given, seed=number)
         if number:
             inputs = {name: _padded(tensor) for name, tensor in inputs.items()}
-        found = {name: int(inputs[origin.node].shape[origin.dim]) for name, origin in _read(program.graph)}
+        found = _found(program.graph, inputs)
         wide = {name: _wide(tensor) for name, tensor in inputs.items()}
         yield Trial(found, inputs, _outputs(plain, inputs, found), _outputs(exact, wide, found))
 
 
-def _read(graph: Graph) -> Iterator[tuple[str, Any]]:
+def _found(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
     """The dynamic sizes that inputs have."""
-    inputs = {node.name for node in graph.inputs}
-    return ((name, origin) for name, origin in graph.symbols.items() if origin.node in inputs)
+    read = {name: origin for name, origin in graph.symbols.items() if origin.node in inputs}
+    return {name: inputs[origin.node].shape[origin.dim] for name, origin in read.items()}
 
 
 def _padded(tensor: Tensor) -> Tensor:
@@ -172,7 +171,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def _outputs(module: nn.Module, inputs: Mapping[str, Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
     """The module's outputs in order. Raises ExportError where it does not run, or gives no numbers."""
     try:
-        outputs = [value for value in pytree.tree_leaves(module(**inputs)) if value is not None]  # pyright: ignore
+        outputs = [torch.as_tensor(value) for value in pytree.tree_leaves(module(**inputs)) if value is not None]  # pyright: ignore
     except Exception as error:  # a model may fail in any way
         raise ExportError(
             found=f"a program that does not run itself: {brief(error)}",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from torch.export import Dim, ExportedProgram, export
@@ -72,7 +72,7 @@ def _dynamic(graph: Graph) -> dict[str, Any]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None, None, None]:
     """No warnings and no log lines: the exporters write about their own insides."""
     loggers = {logging.getLogger(name): logging.getLogger(name).level for name in _LOUD}
     try:
@@ -100,5 +100,5 @@ def respond(module: nn.Module, result: Any) -> nn.Module:
         return result(cls.forward(self, *args, **kwargs))
 
     forward.__wrapped__ = cls.forward  # pyright: ignore[reportFunctionMemberAccess]
-    module.__class__ = cast(Any, type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__}))
+    module.__class__ = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
     return module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graphgrow.graph import Graph, Kind
-from graphgrow.module.code import Lowering
+from graphgrow.module.lowering import Lowering
 from graphgrow.module.outputs import Outputs
 from graphgrow.module.scopes import Scopes
 from graphgrow.module.tree import Scope, plant
@@ -48,7 +48,7 @@ class ProgramModule(Scope):
     def __reduce__(self) -> tuple[Any, ...]:
         """Generated code does not travel to other processes: it is written again there."""
         tensors = {name: _at(self, name) for name in self.recipe.kinds}
-        modes = {name: module.training for name, module in self.named_modules()}
+        modes = {name: module.training for name, module in _parts(self)}
         return _rebuilt, (self.recipe, tensors, modes)
 
 
@@ -85,9 +85,13 @@ def _made(recipe: _Recipe, tensors: Mapping[str, Tensor]) -> ProgramModule:
 
 def _rebuilt(recipe: _Recipe, tensors: Mapping[str, Tensor], modes: Mapping[str, bool]) -> ProgramModule:
     module = _made(recipe, tensors)
-    for name, part in module.named_modules():
+    for name, part in _parts(module):
         part.training = modes.get(name, module.training)
     return module
+
+
+def _parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    yield from module.named_modules()  # pyright: ignore[reportUnknownMemberType]
 
 
 def _at(module: nn.Module, name: str) -> Tensor:

@@ -44,7 +44,8 @@ def _flatten(outputs: Outputs) -> tuple[list[Any], list[str]]:
 
 
 def _flatten_with_keys(outputs: Outputs) -> tuple[list[tuple[pytree.KeyEntry, Any]], list[str]]:
-    return [(pytree.MappingKey(name), value) for name, value in outputs.items()], list(outputs)
+    keys: list[Any] = [pytree.MappingKey[str, Any](name) for name in outputs]
+    return list(zip(keys, outputs.values(), strict=True)), list(outputs)
 
 
 def _unflatten(values: Any, names: Any) -> Outputs:

@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from graphgrow.graph import Node
-from graphgrow.module.code import Code, Lowering
+from graphgrow.module.code import Code
+from graphgrow.module.lowering import Lowering
 from graphgrow.module.tree import number_blocks, reach
 
 Method = Callable[..., Any]
@@ -127,7 +128,7 @@ class Scopes:
         target = child.removeprefix(f"{path}.") if path else child
         arguments: list[Any] = [code.value(name) for name in given]
         number = len(self.calls[child]) - 1
-        keywords = {"call": number} if number else {}
+        keywords: dict[str, Any] = {"call": number} if number else {}
         made = code.fx.create_node("call_module", target, tuple(arguments), keywords, "made")
         if len(results) == 1:
             code.values[results[0]] = made

@@ -1,5 +1,8 @@
 """Named tensors as a tree of modules: `h.0.attn.weight` is a parameter of the module `attn` of `0` of `h`."""
 
+# nn.Module has no public way to order its children.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from graphgrow import ops
-from graphgrow.axes import Atom, Axes, Term
+from graphgrow.axes import Atom, Axes
 from graphgrow.graph import Node, Ref, TensorType
 from graphgrow.prove.cells import ANY, SAME, ZERO, Cells, Layout, text
 from graphgrow.prove.rows import ROWS, Context, Value, plain
@@ -93,6 +93,9 @@ class Prover:
         proof survives."""
         if start is None:
             start = {block: ANY if block.parameter in self.positive else ZERO for block in self.blocks}
+        for atom in self.layout.grown:
+            if atom in self.axes.frozen:
+                return Derivation(False, f"a frozen axis: {self.axes.frozen[atom][0]}", start, {}, len(self.touched))
         self.forward(start)
         failure = self.failure()
         if failure:
@@ -118,7 +121,13 @@ class Prover:
         for name in self.outputs & self.touched:
             for atom in self._grown_in(name):
                 found.setdefault(atom, f"it is seen in the output {name}")
+        for name in self._grown_inputs():
+            for atom in self._grown_in(name):
+                found.setdefault(atom, f"it is seen in the input {name}")
         return found
+
+    def _grown_inputs(self) -> list[str]:
+        return [node.name for node in self.graph.inputs if node.name in self.touched]
 
     def _grown_in(self, *names: str) -> list[Atom]:
         shapes = [shape for name in names for shape in self.axes.several.get(name, (self.axes.terms.get(name, ()),))]
@@ -184,6 +193,8 @@ class Prover:
 
     def failure(self) -> str:
         """Why the proof does not go through: the first place where an old value is lost. Empty when it does."""
+        for name in self._grown_inputs():
+            return f"the axis is seen in the input {name}"
         for name in self.graph.output_names:
             value = self.values[name]
             if not _is_same(value):

@@ -76,7 +76,9 @@ def operations(program: Program) -> tuple[Operations, ...]:
     """The operations of every contraction that evaluation runs, in the graph's order."""
     used = _used(program.graph)
     return tuple(
-        Operations(contraction.node, _flops(program.graph, contraction.node, (*shared, *summed, *(t for f in free for t in f))))
+        Operations(
+            contraction.node, _flops(program.graph, contraction.node, (*shared, *summed, *(t for f in free for t in f)))
+        )
         for contraction, shared, summed, free in program.axes.contractions
         if contraction.node.name in used
     )

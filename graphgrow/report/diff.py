@@ -44,7 +44,12 @@ def difference(old: Program, new: Program, sizes: Mapping[str, int] | None = Non
     shapes = _changes({name: tuple(tensor.shape) for name, tensor in old.tensors.items()},
                       {name: tuple(tensor.shape) for name, tensor in new.tensors.items()})  # fmt: skip
     return Difference(
-        old, new, _changes(_sizes(old), _sizes(new)), shapes, _other_values(old, new), (cost(old, sizes), cost(new, sizes))
+        old,
+        new,
+        _changes(_sizes(old), _sizes(new)),
+        shapes,
+        _other_values(old, new),
+        (cost(old, sizes), cost(new, sizes)),
     )
 
 

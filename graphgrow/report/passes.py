@@ -34,7 +34,10 @@ class Described:
 def described(found: type[Pass]) -> Described:
     """What a pass's class says about itself: the theorem is what its file opens with."""
     hints = get_type_hints(found)
-    options = tuple(Option(item.name, kind(hints[item.name]), _default(item), item.metadata.get("doc", "")) for item in fields(found))
+    options = tuple(
+        Option(item.name, kind(hints[item.name]), _default(item), item.metadata.get("doc", ""))
+        for item in fields(found)
+    )
     summary = (getdoc(found) or "").partition("\n")[0]
     return Described(found.name, found.claim, summary, options, (sys.modules[found.__module__].__doc__ or "").strip())
 
@@ -56,4 +59,5 @@ def kind(hint: Any) -> str:
         return f"{kind(arguments[0])} + ..."
     if arguments:
         return " | ".join(kind(choice) for choice in arguments)
-    return {"str": "text", "bool": "true | false"}.get(hint.__name__, hint.__name__)
+    name = str(hint.__name__)
+    return {"str": "text", "bool": "true | false"}.get(name, name)

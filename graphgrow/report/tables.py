@@ -20,8 +20,11 @@ from graphgrow.report.values import inputs
 
 _LISTED = 12  # rows of a list that a person reads; JSON has all of them
 _FILLS = {
-    "zero": "must be zero", "one": "must be positive", "mean": "must be the mean of the old units", "free": "may be anything",
-}  # fmt: skip
+    "zero": "must be zero",
+    "one": "must be positive",
+    "mean": "must be the mean of the old units",
+    "free": "may be anything",
+}
 
 
 def program_table(program: Program, cost: Cost) -> RenderableType:
@@ -41,7 +44,7 @@ def _roles(axes: Axes) -> str:
 
 
 def axes_table(axes: Axes, every: bool = False) -> RenderableType:
-    """Names, roles, sizes and places of the axes; layers folded into one row and kernels into one line, unless `every`."""
+    """Names, roles, sizes and places of the axes; layers folded into one row, kernels into a line, unless `every`."""
     groups = grouped(axes.named, every)
     kept, rest = (list(groups), "") if every else split_kernels(groups)
     found = columns("axis", "", "role", "+size", "where", "")
@@ -89,7 +92,8 @@ def difference_table(found: Difference) -> RenderableType:
     if found.shapes:
         parts += ["", changes_table("tensor", found.shapes)]
     if found.values:
-        parts += ["", changes_table("tensor of the same shape", [Change(name, "old values", "new values") for name in found.values])]
+        others = [Change(name, "old values", "new values") for name in found.values]
+        parts += ["", changes_table("tensor of the same shape", others)]
     if found.empty:
         parts += ["", "no axis and no tensor differs"]
     for title, program in (("old", found.old), ("new", found.new)):
@@ -122,7 +126,8 @@ def _constraints(constraints: Sequence[Constraint]) -> list[tuple[str, Renderabl
     folds = fold([item.parameter for item in constraints], [(item.dim, item.fill) for item in constraints])
     for folded in folds[:_LISTED]:
         first = constraints[folded.members[0]]
-        table.add_row(folded.pattern, times(len(folded.members)), f"new units of dimension {first.dim} {_FILLS[first.fill]}")
+        what = f"new units of dimension {first.dim} {_FILLS[first.fill]}"
+        table.add_row(folded.pattern, times(len(folded.members)), what)
     if len(folds) > _LISTED:
         table.add_row(f"and {len(folds) - _LISTED} more")
     return [("needs", table)]
@@ -133,8 +138,10 @@ def _test(test: Test) -> str:
     if worst is None:
         return test.why
     return (
-        f"{test.why}\nworst at {worst.sizes or 'fixed sizes'}: outputs {worst.output64:.1e}, gradients {worst.gradient64:.1e}, "
-        f"allowed {worst.tolerance64:.1e}; in float32 {worst.output32:.1e}, the old program's rounding {worst.rounding32:.1e}"
+        f"{test.why}\n"
+        f"worst at {worst.sizes or 'fixed sizes'}: outputs {worst.output64:.1e}, gradients {worst.gradient64:.1e}, "
+        f"allowed {worst.tolerance64:.1e}\n"
+        f"in float32: outputs {worst.output32:.1e}, where the old program itself rounds by {worst.rounding32:.1e}"
     )
 
 
@@ -183,12 +190,9 @@ def ratio(old: int, new: int) -> str:
 
 def amount(number: int, unit: str = "") -> str:
     """A large number for people: `1.53 G`, `12.0 MB`."""
-    size = float(number)
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if size < 999.5:
-            break
-        size /= 1000
-    else:
-        prefix = "E"
-    digits = f"{size:.0f}" if not prefix else f"{size:.3g}" if size < 999.5 else f"{size:.0f}"
-    return f"{digits} {prefix}{unit}".rstrip()
+    if number < 1000:
+        return f"{number} {unit}".rstrip()
+    size, prefixes = number / 1000, "kMGTPE"
+    while size >= 999.5 and len(prefixes) > 1:
+        size, prefixes = size / 1000, prefixes[1:]
+    return f"{size:.3g} {prefixes[0]}{unit}"

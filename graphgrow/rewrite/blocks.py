@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 
+import torch
 from torch import Tensor
 
 from graphgrow.axes import Term
@@ -12,6 +13,7 @@ from graphgrow.prove import Layout
 from graphgrow.rewrite.units import Resizing, runs, spans
 
 View = tuple[Tensor, list[slice]]
+_BUFFER = 2**18  # values made at a time: what a core's cache holds
 
 
 def kept_views(old: Tensor, new: Tensor, resizing: Resizing, terms: Sequence[Term]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -37,3 +39,13 @@ def view_cells(
                 view = view.narrow(dim, start, length)
             views.append((view, [slice(start, start + length) for start, length in chosen]))
         yield cell, dims, views
+
+
+def fill_normal(view: Tensor, mean: float, deviation: float, generator: torch.Generator) -> None:
+    """Normal values into a view. In one with gaps torch makes them one by one, nine times slower: they are made beside
+    it instead, some rows at a time."""
+    if view.is_contiguous():
+        view.normal_(mean, deviation, generator=generator)
+        return
+    for part in view.split(max(1, _BUFFER // max(1, view[0].numel()))):
+        part.copy_(torch.empty(part.shape, dtype=view.dtype).normal_(mean, deviation, generator=generator))

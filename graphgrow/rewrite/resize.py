@@ -16,7 +16,7 @@ from graphgrow.errors import Refusal
 from graphgrow.graph import Argument, Graph, Node, TensorType
 from graphgrow.program import Program
 from graphgrow.prove import Block, Layout
-from graphgrow.rewrite.blocks import kept_views, view_cells
+from graphgrow.rewrite.blocks import fill_normal, kept_views, view_cells
 from graphgrow.rewrite.units import Positions, Resizing
 from graphgrow.sizes import Dim, add
 
@@ -191,7 +191,7 @@ class _Maker:
                 torch.randn(view.shape, generator=self.generator, dtype=view.dtype), alpha=self.fills.noise * deviation
             )
         else:
-            view.normal_(mean, deviation, generator=self.generator)
+            fill_normal(view, mean, deviation, self.generator)
 
 
 def _statistics(tensor: Tensor) -> tuple[float, float]:

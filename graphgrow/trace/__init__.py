@@ -26,7 +26,7 @@ Mode = Literal["both", "eval"]
 
 
 def trace(
-    source: nn.Module | ExportedProgram | str | Path,
+    source: nn.Module | ExportedProgram | Program | str | Path,
     example: object = None,
     *,
     trust_pickle: bool = False,

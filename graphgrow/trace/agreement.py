@@ -30,7 +30,7 @@ def require_agreement(model: nn.Module, program: Program, inputs: Mapping[str, T
             raise TraceError(
                 found=f"a trace that computes something else than the model: output {index} is off by {deviation:.1e}",
                 where=type(model).__name__,
-                fix="look for Python state that changes between calls, and for random numbers in evaluation mode",
+                fix="look for Python state that changes between calls, and for random numbers",
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +44,9 @@ def resolve(source: object, example: object, trust_pickle: bool) -> Model | Expo
         return _factory(source, example)
     if isinstance(source, str | Path):
         return _path(Path(source), example, trust_pickle)
-    if isinstance(source, type) and issubclass(source, nn.Module):
-        raise TraceError(found=f"the class {source.__name__}", fix=f"make a model of it first: {source.__name__}(...)")
+    if isinstance(source, type):
+        name = cast(type[object], source).__name__
+        raise TraceError(found=f"the class {name}", fix=f"make a model of it first: {name}(...)")
     raise TraceError(found=f"a {type(source).__name__}, which is no model", fix=_SOURCES)
 
 
@@ -75,7 +76,7 @@ def _path(path: Path, example: object, trust_pickle: bool) -> Model | ExportedPr
     if what == "program":
         return Program.load(path)
     if trust_pickle and what == "pt2":
-        return cast(ExportedProgram, torch.export.load(path))
+        return torch.export.load(path)
     if trust_pickle and what in ("pickle", "legacy-pickle"):
         return _pickled(path, example)
     error = files.refusal(path, what)
@@ -115,7 +116,7 @@ def _factory(name: str, example: object) -> Model:
             raise TraceError(found=f"{module!r} can't be imported: {_brief(error)}", where=name, fix=fix) from error
         for part in path.split("."):
             if not hasattr(found, part):
-                names = [known for known in vars(found) if not known.startswith("_")]
+                names = [known for known in cast(dict[str, object], vars(found)) if not known.startswith("_")]
                 raise OptionError.unknown(f"name in {module}", part, names, where=name)
             found = getattr(found, part)
         model, own = _called(name, found)
@@ -125,7 +126,7 @@ def _factory(name: str, example: object) -> Model:
 
 def _called(name: str, factory: Any) -> tuple[nn.Module, object]:
     """The model, and the example inputs where the factory gives some."""
-    made = factory
+    made: object = factory
     if not isinstance(made, nn.Module):
         if not callable(factory):
             raise TraceError(
@@ -136,15 +137,16 @@ def _called(name: str, factory: Any) -> tuple[nn.Module, object]:
         except Exception as error:  # the factory is the user's code
             fix = "the factory is called without arguments: give it defaults, or write one that needs none"
             raise TraceError(found=f"{name}() failed: {_brief(error)}", where=name, fix=fix) from error
-    model, example = made if isinstance(made, tuple) and len(cast(tuple[object, ...], made)) == 2 else (made, None)
+    pair = cast(tuple[object, ...], made) if isinstance(made, tuple) else (made, None)
+    model, example = pair if len(pair) == 2 else (None, None)
     if not isinstance(model, nn.Module):
-        found = f"{name}() gave a {type(made).__name__}, not a model"
+        found = f"{name}() gave a {type(cast(object, made)).__name__}, not a model"
         raise TraceError(found=found, where=name, fix="return a module, or (module, example inputs)")
     return model, example
 
 
 @contextmanager
-def _current_folder() -> Iterator[None]:
+def _current_folder() -> Generator[None]:
     """Modules of the current folder can be imported, as `python -m` has it."""
     before = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))

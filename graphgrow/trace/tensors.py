@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ def _memory(tensor: Tensor) -> Hashable:
 
 
 def _storage(tensor: Tensor) -> int:
-    return int(StorageWeakRef(tensor.untyped_storage()).cdata)
+    reference: Any = StorageWeakRef(tensor.untyped_storage())
+    return int(reference.cdata)
 
 
 def _refuse_overlaps(tensors: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> None:
@@ -63,8 +65,8 @@ def _refuse_overlaps(tensors: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -
     spans: list[tuple[int, int, int, str]] = []
     for name, tensor in tensors.items():
         if tensor.numel():
-            length = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-            start = tensor.storage_offset() * tensor.element_size()
+            length = sum((size - 1) * int(step) for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            start = int(tensor.storage_offset()) * tensor.element_size()
             spans.append((_storage(tensor), start, start + length * tensor.element_size(), name))
     for (storage, _, end, name), (other_storage, start, _, other) in pairwise(sorted(spans)):
         if storage == other_storage and start < end and "parameter" in (kinds[name].role, kinds[other].role):

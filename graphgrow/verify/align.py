@@ -39,7 +39,22 @@ def align(old: Program, new: Program) -> Alignment:
         raise CheckFailed(
             found="a number in the new graph that does not follow from its axes", where=_first(old, new, changed)
         )
+    _same_tensors(old, new)
     return Alignment(changed)
+
+
+def _same_tensors(old: Program, new: Program) -> None:
+    """Tensors by the same names and types, in the shapes that the graph gives them."""
+    if odd := sorted(old.tensors.keys() ^ new.tensors.keys()):
+        raise CheckFailed(found=f"a tensor that only one program has: {odd[0]}", where="the tensors of the programs")
+    for name, tensor in new.tensors.items():
+        node = new.graph.parameters.get(name)
+        shape = tuple(old.tensors[name].shape) if node is None else node.shape
+        if tensor.dtype != old.tensors[name].dtype or tuple(tensor.shape) != shape:
+            raise CheckFailed(
+                found=f"{tensor.dtype} of shape {tuple(tensor.shape)} where {old.tensors[name].dtype} of {shape} belongs",
+                where=name,
+            )
 
 
 def _first(old: Program, new: Program, changed: dict[Atom, int]) -> str:
@@ -55,6 +70,8 @@ def _same_structure(old: Program, new: Program) -> None:
             where="the structure of the graphs",
         )
     for a, b in zip(old.graph.nodes, new.graph.nodes, strict=True):
+        if a.op == "input" and a.type != b.type:
+            raise CheckFailed(found=f"an input {b} where the old program takes {a}", where="the inputs")
         if (a.name, a.op) != (b.name, b.op) or list(_fixed(a)) != list(_fixed(b)):
             raise CheckFailed(found=f"{b} where the old program has {a}", where="the structure of the graphs")
     if old.graph.outputs != new.graph.outputs or old.aliases != new.aliases or old.kinds != new.kinds:

@@ -45,8 +45,23 @@ def _constraint(axes: Axes, block: Block, fill: Fill, reason: str) -> Constraint
     )
 
 
+def changed(old: Program, new: Program, alignment: Alignment) -> str:
+    """The first tensor of `new` that is no growth of the old one, as text; empty when all are."""
+    facts = read_facts(old, new, Prover(old.axes, dict(alignment.sizes)), alignment)
+    return facts if isinstance(facts, str) else ""
+
+
+def broken(old: Program, alignment: Alignment) -> str:
+    """Whether other new values would have been a proof, as text: then a constraint is broken. Empty when none would."""
+    provable = alignment.grows and Prover(old.axes, dict(alignment.sizes)).derive().holds
+    return "new values are not zero where this growth needs them to be" if provable else ""
+
+
 def read_facts(old: Program, new: Program, prover: Prover, alignment: Alignment) -> dict[Block, int] | str:
-    """For every new block, zero or anything; or, as text, the parameter whose old block is not what it was."""
+    """For every new block, zero or anything; or, as text, the parameter whose old block is not what it was, or whose
+    new one holds what no number is (NaN, infinity, a variance that is not positive)."""
+    if any(tensor.is_meta for tensor in new.tensors.values()):
+        return dict(prover.derive().assignment)
     resizing = Resizing(alignment.sizes, {})
     facts: dict[Block, int] = {}
     for name, tensor in new.tensors.items():
@@ -59,10 +74,10 @@ def read_facts(old: Program, new: Program, prover: Prover, alignment: Alignment)
         for cell, dims, views in view_cells(tensor, terms, resizing, prover.layout):
             if dims:
                 facts[Block(name, cell, dims)] = ZERO if all(_zero(view) for view, _ in views) else ANY
+                if not all(_sound(view, name in prover.positive) for view, _ in views):
+                    return f"new values of {name} that are not finite, or a variance that is not positive"
             elif not before.is_meta and not _kept(before, tensor, resizing, terms):
                 return f"the old block of {name} has other values than before"
-    if any(tensor.is_meta for tensor in new.tensors.values()):
-        return dict(prover.derive().assignment)
     return facts
 
 
@@ -81,6 +96,10 @@ def _equal_nan(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 def _zero(view: torch.Tensor) -> bool:
     return not bool(view.count_nonzero())
+
+
+def _sound(view: torch.Tensor, positive: bool) -> bool:
+    return not view.is_floating_point() or bool(view.isfinite().all() and (not positive or (view > 0).all()))
 
 
 def _kept(old: torch.Tensor, new: torch.Tensor, resizing: Resizing, terms: Sequence[Term]) -> bool:

@@ -60,7 +60,7 @@ def _zeros(
     """Where the result is zero."""
     waiting = iter(found)
     each = [next(waiting) == ZERO if isinstance(a, Ref) else np.full(shape, a == 0) for a in given]
-    if not each or not rule:
+    if not each or not rule or _off_zero(node):
         return np.zeros(shape, dtype=bool)
     if rule == "any":
         return np.logical_or.reduce(each)
@@ -68,6 +68,13 @@ def _zeros(
     if rule == "first" or unary:
         return each[0]
     return np.logical_and.reduce(each)
+
+
+def _off_zero(node: Node) -> bool:
+    """Whether the operator's settings move zero: a clamp to a range without it."""
+    low, high = node.argument(1, "min_val", -1), node.argument(2, "max_val", 1)
+    numbers = isinstance(low, int | float) and isinstance(high, int | float)
+    return node.op == "aten.hardtanh.default" and not (numbers and low <= 0 <= high)
 
 
 # Operators whose second number is an operand and not a setting (a slope, a probability).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphgrow import ops
+from graphgrow.axes import Product
 from graphgrow.graph import Node, Ref
 from graphgrow.prove.cells import ANY, SAME, ZERO, scale, scaled
 from graphgrow.prove.rows.base import Context, Value, all_same, cut, row, unknown
@@ -89,6 +90,8 @@ def _layer_norm(context: Context, node: Node) -> Value:
 def _batch_norm(context: Context, node: Node) -> Value:
     """Channel by channel, (x - mean) / std * weight + bias: zero where weight and bias are, or x, mean and bias."""
     old = context.layout.is_old(context.terms(node.args[0]))
+    if node.op.startswith("aten.instance_norm") and context.grown(context.terms(node.args[0])[2:]):
+        return np.full(old.shape, ANY, dtype=np.int16)  # its statistics may be those of the space it is given
     shape = [1] * old.ndim
     shape[1] = -1
     facts = [context.facts(node.args[0])]
@@ -108,8 +111,9 @@ def _group_norm(context: Context, node: Node) -> Value:
     terms = context.terms(node.args[0])
     old = context.layout.is_old(terms)
     channels = terms[1]
-    inner = getattr(channels, "parts", (channels, channels))[1:]
-    if any(context.layout.touches(part) for part in inner) or context.grown(terms[2:]):
+    grouped = isinstance(channels, Product) and channels.parts and channels.parts[0].size == node.args[1]
+    inner = channels.parts[1:] if grouped and isinstance(channels, Product) else (channels,)
+    if context.grown((*inner, *terms[2:])):
         return np.full(old.shape, ANY, dtype=np.int16)
     shape = [1] * old.ndim
     shape[1] = -1
@@ -123,5 +127,7 @@ def _pool(context: Context, node: Node) -> Value:
     facts = context.facts(node.args[0])
     several = isinstance(node.type, tuple)
     terms = context.axes.several[node.name][0] if several else context.axes.terms[node.name]
+    if any((context.facts(a) != SAME).any() for a in node.args[1:] if isinstance(a, Ref)):  # a grid to sample at
+        facts = np.full_like(facts, ANY)
     kept = np.where(facts > SAME, ANY, facts).reshape(context.layout.shape(terms)).astype(np.int16)
     return (kept, kept) if several else kept

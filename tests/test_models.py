@@ -1,0 +1,71 @@
+"""Every model of the zoo: traced, its axes inferred, its widths grown with a proof and a test; the support table."""
+
+from __future__ import annotations
+
+import pytest
+
+from graphgrow.axes.names import Named
+from passes import Widen
+from tests.programs import traced
+from tests.support import TABLE, support, table, wide_axes
+from tests.zoo import ZOO
+
+# Wide axes that must be refused, by model, with the operator that mixes units. A norm over the axis needs the rules of
+# growing a residual stream; the table is checked both ways, so an axis that starts to work must leave it.
+REFUSED = {
+    "convnext": {"aten.layer_norm.default"},
+    "deepseek_v3": {"aten.add.Tensor"},
+    "gated_cnn": {"aten.linalg_vector_norm.default", "aten.div.Tensor", "aten.mul.Tensor"},
+    "group_norm": {"aten.group_norm.default"},
+    "segformer": {"aten.layer_norm.default"},
+    "two_tower": {"aten.layer_norm.default"},
+}
+# Models without an inner wide axis: `auto` has nothing to grow.
+NOTHING_INNER = {"gated_cnn"}
+
+
+@pytest.mark.parametrize("model", ZOO)
+def test_widen(model: str) -> None:
+    """All inner widths at once: proved, and tested at batch 1, other lengths, with random free blocks."""
+    found = support(model)
+    if model in NOTHING_INNER:
+        assert found.certificate is None and "no inner axis" in found.why
+        return
+    assert found.certificate is not None, found.why
+    assert found.certificate.evidence == "proved and tested"
+    assert found.certificate.proof is not None and found.certificate.proof.constraints
+    inner = {axis.name for axis in wide_axes(traced(model)) if axis.inner and not axis.frozen}
+    grown = {growth.axis for growth in found.certificate.growth}
+    assert grown == {name for name in inner if not found.others.get(name)}
+
+
+@pytest.mark.parametrize("model", ZOO)
+def test_other_widths(model: str) -> None:
+    """Widths on residual streams and the like: proved to grow, or refused for a reason that is known and true."""
+    reasons = {why.partition(" (")[0] for why in support(model).others.values() if why}
+    assert reasons <= REFUSED.get(model, set())
+    assert bool(reasons) == (model in REFUSED)
+
+
+LISTED = [name for name, case in ZOO.items() if case.listed]
+
+
+def each(model: str) -> list[Named]:
+    """The wide axes of a model that can grow, each alone; in deep models one of each kind of size is enough."""
+    refused = {name for name, why in support(model).others.items() if why}
+    found = [axis for axis in wide_axes(traced(model)) if axis.name not in refused and not axis.frozen]
+    return list({(axis.role, str(axis.size), len(axis.sites)): axis for axis in found}.values())
+
+
+@pytest.mark.parametrize("model", LISTED)
+def test_each_width_alone(model: str) -> None:
+    """Every kind of MLP and channel axis, residual streams of convolutional nets included, grown by itself."""
+    for axis in each(model):
+        certificate = Widen(axis=axis.name, to=int(str(axis.size)) + 3)(traced(model)).certificate
+        assert certificate is not None and certificate.evidence == "proved and tested", axis.name
+        assert [growth.axis for growth in certificate.growth] == [axis.name]
+
+
+def test_table() -> None:
+    """The published table is what the tests find."""
+    assert TABLE.read_text() == table(), "docs/models.md is out of date: run `python -m tests.support`"
