@@ -156,7 +156,7 @@ def _slice(state: State, node: Node) -> Result:
     if length == 0:
         shape[dim] = Axis(0)
     elif step == 1:
-        before, shape[dim] = _piece(axis, start, end)
+        before, shape[dim] = _piece(node, axis, start, end)
         state.bind(node, ("args", 2), *before)
         state.bind(node, ("args", 3), *before, shape[dim])
     else:
@@ -164,9 +164,17 @@ def _slice(state: State, node: Node) -> Result:
     return tuple(shape)
 
 
-def _piece(axis: Axis, start: Dim, end: Dim) -> tuple[list[Axis], Axis]:
-    """The part of an axis between two positions, and what lies before it."""
-    pieces = cut(axis, [position for position in (start, end) if position not in (0, axis.size)])
+def _piece(node: Node, axis: Axis, start: Dim, end: Dim) -> tuple[list[Axis], Axis]:
+    """The part of an axis between two positions, and what lies before it. Where the axis can't be cut there, it and
+    the parts keep their sizes."""
+    positions = [position for position in (start, end) if position not in (0, axis.size)]
+    try:
+        pieces = cut(axis, positions)
+    except Conflict as conflict:
+        ends = [*positions, axis.size]
+        pieces = [atom(sizes.sub(to, at)) for at, to in zip([0, *positions], ends, strict=True)]
+        for one in (axis, *pieces):
+            freeze(one, f"{place(node)}: {conflict}")
     first = 0 if start == 0 else 1
     return pieces[:first], pieces[first]
 
@@ -188,7 +196,7 @@ def _select(state: State, node: Node) -> Result:
     dim, index = node.args[1:3]
     assert isinstance(dim, int) and isinstance(index, int | Size)
     if shape[dim].size != 1:
-        before, _ = _piece(shape[dim], index, sizes.add(index, 1))
+        before, _ = _piece(node, shape[dim], index, sizes.add(index, 1))
         state.bind(node, ("args", 2), *before)
     del shape[dim]
     return tuple(shape)
@@ -247,7 +255,7 @@ def _slice_scatter(state: State, node: Node) -> Result:
     assert isinstance(dim, int) and isinstance(start, int | Size) and isinstance(end, int | Size)
     if node.argument(5, "step", 1) != 1:
         raise Conflict("a scatter by steps")
-    before, piece = _piece(shape[dim], start, end)
+    before, piece = _piece(node, shape[dim], start, end)
     for position, (axis, other) in enumerate(zip(shape, source, strict=True)):
         meet(node, piece if position == dim else axis, other)
     state.bind(node, ("args", 3), *before)
@@ -260,7 +268,7 @@ def _select_scatter(state: State, node: Node) -> Result:
     shape, source = state.shape(node.args[0]), state.shape(node.args[1])
     dim, index = node.args[2:4]
     assert isinstance(dim, int) and isinstance(index, int | Size)
-    before, _ = _piece(shape[dim], index, sizes.add(index, 1))
+    before, _ = _piece(node, shape[dim], index, sizes.add(index, 1))
     state.bind(node, ("args", 3), *before)
     for axis, other in zip((*shape[:dim], *shape[dim + 1 :]), source, strict=True):
         meet(node, axis, other)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import fx
 from torch.export import ExportedProgram
 
 from graphgrow.errors import ExportError, OptionError
@@ -59,8 +60,9 @@ def _decomposed(
 
 def _refused(graph: Graph, error: BaseException, path: str) -> ExportError:
     """The error for a model that torch.onnx can't convert: the operator, and the line it comes from."""
-    texts = list(_texts(error))
-    nodes = list(_culprits(graph, "\n".join(texts)))
+    chain = list(_chain(error))
+    texts = [str(link) for link in chain]
+    nodes = list(_culprits(graph, "\n".join([*texts, *(stack for link in chain for stack in _stacks(link))])))
     what = nodes[0].op if nodes else brief(error)
     lines = [node.source or node.scope or node.name for node in nodes[:3]]
     return ExportError(
@@ -70,11 +72,21 @@ def _refused(graph: Graph, error: BaseException, path: str) -> ExportError:
     )
 
 
-def _texts(error: BaseException | None) -> Iterator[str]:
-    """The messages of an error and of those it comes from, the innermost last."""
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those it comes from, the innermost last."""
     while error is not None:
-        yield str(error)
+        yield error
         error = error.__cause__
+
+
+def _stacks(error: BaseException) -> Iterator[str]:
+    """The lines of the program's code that made the nodes which torch.onnx was at, where it still knows them."""
+    trace = error.__traceback__
+    while trace is not None:
+        node = trace.tb_frame.f_locals.get("node")
+        if isinstance(node, fx.Node):
+            yield str(node.meta.get("stack_trace", ""))
+        trace = trace.tb_next
 
 
 def _culprits(graph: Graph, text: str) -> Iterator[Node]:

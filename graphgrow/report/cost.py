@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from graphgrow import ops, sizes
 from graphgrow.axes import Term
+from graphgrow.axes.contractions import equation, operands
 from graphgrow.errors import OptionError
 from graphgrow.graph import Graph, Node, Ref
 from graphgrow.program import Program
@@ -88,6 +89,8 @@ def _flops(graph: Graph, node: Node, terms: tuple[Term, ...]) -> Dim:
     """Two for every combination of the contraction's units."""
     if ops.kind(node.op) == "convolution":
         return _convolution(graph, node)
+    if node.op == "aten.einsum.default":
+        return _einsum(graph, node)
     return sizes.mul(2, *(term.size for term in terms))
 
 
@@ -96,6 +99,21 @@ def _convolution(graph: Graph, node: Node) -> Dim:
     image, weight = (graph[argument.name] for argument in node.args[:2] if isinstance(argument, Ref))
     met = image if "transpose" in node.op else node
     return sizes.mul(2, *met.shape, *weight.shape[1:])
+
+
+def _einsum(graph: Graph, node: Node) -> Dim:
+    """Operands are multiplied from left to right, each pair summed over what nobody needs any more."""
+    shapes = [graph[argument.name].shape for argument in operands(node)[0] if isinstance(argument, Ref)]
+    inputs, output = equation(node, [len(shape) for shape in shapes])
+    letters: dict[str, Dim] = {}
+    for text, shape in zip(inputs, shapes, strict=True):
+        letters |= {letter: size for letter, size in zip(text, shape, strict=True) if letters.get(letter, 1) == 1}
+    left, found = set(inputs[0]), list[Dim]()
+    for index, text in enumerate(inputs[1:], 2):
+        met = left | set(text)
+        found.append(sizes.mul(2, *(letters[letter] for letter in sorted(met))))
+        left = met & set("".join(inputs[index:]) + output)
+    return sizes.add(*found)
 
 
 def _used(graph: Graph) -> set[str]:

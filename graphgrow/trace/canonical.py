@@ -31,8 +31,22 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
     return register
 
 
+# Second names that ATen keeps for operators.
+ALIASES = {
+    "multiply": "mul", "subtract": "sub", "divide": "div", "true_divide": "div", "absolute": "abs", "negative": "neg",
+    "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne", "clip": "clamp",
+    "concat": "cat", "concatenate": "cat", "special_expit": "sigmoid", "special_erf": "erf", "fix": "trunc",
+    "arctan": "atan", "arcsin": "asin", "arccos": "acos", "special_log1p": "log1p", "special_expm1": "expm1",
+    "special_softmax": "softmax", "special_log_softmax": "log_softmax",
+}  # fmt: skip
+
+
 def canonical(draft: Draft, node: Node) -> Argument:
     """Append `node` in its one spelling; returns what stands for its value."""
+    base, _, overload = node.op.removeprefix("aten.").partition(".")
+    mark = "_" if base.endswith("_") else ""
+    if base.removesuffix("_") in ALIASES and node.op.startswith("aten."):
+        node = replace(node, op=f"aten.{ALIASES[base.removesuffix('_')]}{mark}.{overload}")
     found = RULES.get(node.op)
     if found is not None:
         return found(draft, node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from graphgrow.axes import Atom, Term
+from graphgrow.axes import Atom, Axes, Term
 from graphgrow.errors import CheckFailed
 from graphgrow.graph import Argument, ByMode, Node
 from graphgrow.program import Program
@@ -27,9 +27,10 @@ class Alignment:
 def align(old: Program, new: Program) -> Alignment:
     """Raises CheckFailed where the programs differ in more than the sizes of axes."""
     _same_structure(old, new)
+    inferred = _axes(new)
     sizes: dict[Atom, int] = {}
     for name, terms in old.axes.terms.items():
-        others = new.axes.terms[name]
+        others = inferred.terms[name]
         for term, other in zip(terms, others, strict=True):
             for atom, size in _pairs(name, term, other):
                 if sizes.setdefault(atom, size) != size:
@@ -55,6 +56,14 @@ def _same_tensors(old: Program, new: Program) -> None:
                 found=f"{tensor.dtype} of shape {tuple(tensor.shape)} where {old.tensors[name].dtype} of {shape} belongs",
                 where=name,
             )
+
+
+def _axes(new: Program) -> Axes:
+    """The axes of a program that may be wrong: inference takes it for granted that sizes fit each other."""
+    try:
+        return new.axes
+    except (AssertionError, IndexError, ValueError) as error:
+        raise CheckFailed(found="sizes in the new graph that contradict each other", where=str(error)) from error
 
 
 def _first(old: Program, new: Program, changed: dict[Atom, int]) -> str:

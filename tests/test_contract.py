@@ -1,0 +1,310 @@
+"""Every registered pass against every promise that a pass makes; and the registry itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from graphgrow import pipeline
+from graphgrow.errors import GraphgrowError, OptionError, Refusal
+from graphgrow.pipeline import Pass, Pipeline, available, find, parse_pass, select
+from graphgrow.program import Program
+from graphgrow.verify import check
+from tests.programs import outputs, traced
+
+torch.set_num_threads(1)
+
+MODELS = ["skip_mlp", "small_cnn", "tied_autoencoder", "nanogpt", "llama", "densenet"]
+
+# For every pass: options that make sense on all of MODELS, others that round trip, and nonsense with a word that its
+# error must say. A pass without a row here fails `test_every_pass_is_here`.
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "widen": [
+        {"factor": 1.5},
+        {"factor": 1.25, "multiple_of": 4, "init": "copy", "seed": 3},
+    ],
+}
+SPECS: dict[str, list[dict[str, Any]]] = {
+    "widen": [
+        {}, {"axis": "mlp"}, {"axis": "mlp@ups.0", "to": 48}, {"factor": 1.5}, {"factor": 1e-3 + 1, "seed": 7},
+        {"axis": "re:mlp@.*", "multiple_of": 64}, {"axis": "*.h.?.mlp", "init": "zero"}, {"axis": "a=b:c", "init": "copy"},
+    ],
+}  # fmt: skip
+NONSENSE: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "widen": [
+        ({"to": 80, "factor": 2.0}, "not both"),
+        ({"factor": 0.5}, "at least 1"),
+        ({"factor": float("nan")}, "at least 1"),
+        ({"factor": float("inf")}, "at least 1"),
+        ({"to": 0}, "positive"),
+        ({"to": -3}, "positive"),
+        ({"multiple_of": 0}, "positive"),
+        ({"axis": "mpl"}, "'mlp'"),
+        ({"axis": "mlp@ups.7"}, "'mlp@ups.0'"),
+        ({"axis": ""}, "valid"),
+        ({"axis": "mlp", "to": 2}, "more than 40"),
+        ({"axis": "mlp", "to": 40}, "larger"),
+        ({"axis": "classes"}, "other axes"),
+        ({"axis": "features"}, "other axes"),
+        ({"axis": "hidden"}, "other axes"),
+        ({"init": "zero"}, "init=scaled"),
+    ],
+}
+TEXT: dict[str, list[tuple[str, str]]] = {
+    "widen": [
+        ("widen:to=many", "as int"), ("widen:factor=x", "as float"), ("widen:init=ones", "'zero'"),
+        ("widen:factr=2", "'factor'"), ("widen:axis", "key=value"), ("widen:seed=1.5", "as int"),
+    ],
+}  # fmt: skip
+
+
+def passes() -> Iterator[Any]:
+    for name in available():
+        for index, options in enumerate(OPTIONS.get(name, [])):
+            yield pytest.param(name, index, id=find(name)(**options).spec)
+
+
+def cases() -> Iterator[Any]:
+    for item in passes():
+        for model in MODELS:
+            yield pytest.param(*item.values, model, id=f"{item.id}-{model}")
+
+
+def made(name: str, index: int, **changes: Any) -> Pass:
+    return find(name)(**{**OPTIONS[name][index], **changes})
+
+
+@lru_cache(maxsize=None)
+def applied(name: str, index: int, model: str) -> Program:
+    return made(name, index)(traced(model))
+
+
+def test_every_pass_is_here() -> None:
+    assert set(available()) == set(OPTIONS) == set(SPECS) == set(NONSENSE) == set(TEXT)
+
+
+@pytest.mark.parametrize(("name", "index", "model"), list(cases()))
+def test_the_input_is_untouched(name: str, index: int, model: str) -> None:
+    program = traced(model)
+    before = {key: tensor.detach().clone() for key, tensor in program.tensors.items()}
+    places = {key: tensor.data_ptr() for key, tensor in program.tensors.items()}
+    digest, graph, journal = program.digest, str(program.graph), program.journal
+    new = made(name, index)(program)
+    assert new.digest != digest, "a pass that changes nothing keeps every promise"
+    # A fresh program: digests are remembered by tensor, so one changed in place would keep its old one.
+    copied = program.replace(tensors={key: tensor.detach().clone() for key, tensor in program.tensors.items()})
+    assert program.digest == copied.digest == digest
+    assert (str(program.graph), program.journal) == (graph, journal)
+    assert all(torch.equal(before[key], tensor) for key, tensor in program.tensors.items())
+    assert places == {key: tensor.data_ptr() for key, tensor in program.tensors.items()}
+
+
+@pytest.mark.parametrize(("name", "index", "model"), list(cases()))
+def test_deterministic_in_its_seed(name: str, index: int, model: str) -> None:
+    program, first = traced(model), applied(name, index, model)
+    torch.manual_seed(99)  # the global generator plays no part
+    state = torch.get_rng_state()
+    assert made(name, index)(program).digest == first.digest
+    assert torch.equal(state, torch.get_rng_state())
+    other = made(name, index, seed=made(name, index).seed + 1)(program)
+    assert other.digest != first.digest
+    assert other.certificate and other.certificate.test and other.certificate.holds
+
+
+@pytest.mark.parametrize(("name", "index", "model"), list(cases()))
+def test_the_claim_holds(name: str, index: int, model: str) -> None:
+    """By its certificate, by a check from outside, and by the outputs themselves."""
+    old, new = traced(model), applied(name, index, model)
+    certificate = new.certificate
+    assert certificate is not None and certificate.holds
+    assert (certificate.old, certificate.new) == (old.digest, new.digest)
+    assert (certificate.spec, certificate.claim) == (made(name, index).spec, find(name).claim)
+    outside = check(old, new, seed=12)
+    assert outside.holds and outside.proof == certificate.proof and outside.growth == certificate.growth
+    if certificate.claim == "Exact":
+        assert certificate.evidence == "proved and tested"
+        inputs = old.example(seed=5)
+        pairs = zip(outputs(old.module().eval(), inputs), outputs(new.module().eval(), inputs), strict=True)
+        for a, b in pairs:
+            # float32 sums of some hundred terms in another order: 100 * eps32 of the largest value
+            assert float((a - b).abs().max()) <= 100 * torch.finfo(torch.float32).eps * float(a.abs().max())
+
+
+@pytest.mark.parametrize(("name", "index", "model"), list(cases()))
+def test_its_output_is_a_valid_input(name: str, index: int, model: str) -> None:
+    once = applied(name, index, model)
+    twice = made(name, index)(once)
+    assert twice.certificate and twice.certificate.holds
+    assert twice.certificate.old == once.digest
+    assert [c.new for c in twice.journal] == [once.digest, twice.digest]
+    assert check(traced(model), twice).holds, "the first and the last do the same"
+
+
+@pytest.mark.parametrize(("name", "index", "model"), list(cases()))
+def test_old_state_dicts_load_where_shapes_stay(name: str, index: int, model: str) -> None:
+    old, new = traced(model).module(), applied(name, index, model).module()
+    given, taken = old.state_dict(), new.state_dict()
+    assert list(given) == list(taken)
+    fitting = {key: value for key, value in given.items() if value.shape == taken[key].shape}
+    assert 0 < len(fitting) < len(given)
+    assert all(torch.equal(value, taken[key]) for key, value in fitting.items()), "what kept its shape kept its values"
+    noise = {key: torch.randn_like(v) if v.is_floating_point() else v for key, v in fitting.items()}
+    found = new.load_state_dict(noise, strict=False)
+    assert not found.unexpected_keys and set(found.missing_keys) <= set(given) - set(fitting)
+    changed = new.state_dict()
+    assert all(torch.equal(changed[key], value) for key, value in _owners(noise, traced(model)).items())
+
+
+def _owners(values: dict[str, Tensor], program: Program) -> dict[str, Tensor]:
+    """Of tied names the last one loaded wins: names without a tie only."""
+    tied = {*program.aliases, *program.aliases.values()}
+    return {key: value for key, value in values.items() if key not in tied}
+
+
+@pytest.mark.parametrize(("name", "index", "model"), list(cases()))
+def test_saved_and_loaded_it_is_the_same(name: str, index: int, model: str, tmp_path: Path) -> None:
+    new = applied(name, index, model)
+    new.save(tmp_path / "new.pt")
+    loaded = Program.load(tmp_path / "new.pt")
+    assert loaded.digest == new.digest and loaded.journal == new.journal
+    assert loaded.certificate and loaded.certificate.new == loaded.digest
+    assert check(traced(model), loaded).holds
+
+
+@pytest.mark.parametrize(("name", "index"), list(passes()))
+def test_the_journal_is_kept(name: str, index: int) -> None:
+    program = traced("skip_mlp")
+    journal = Pipeline((made(name, index), made(name, index)))(program).journal
+    assert len(journal) == 2 and journal[0] == applied(name, index, "skip_mlp").certificate
+    assert program.journal == ()
+
+
+@pytest.mark.parametrize("name", available())
+def test_specs_round_trip(name: str) -> None:
+    for options in [*SPECS[name], *OPTIONS[name]]:
+        one = find(name)(**options)
+        again = parse_pass(one.spec)
+        assert again == one and again.spec == one.spec and type(again) is type(one)
+        assert set(options) <= {item.name for item in fields(one)}
+    assert find(name)().spec == name, "defaults are not written"
+
+
+@pytest.mark.parametrize("name", available())
+def test_a_pass_is_a_frozen_value_whose_options_have_a_doc(name: str) -> None:
+    one = find(name)()
+    with pytest.raises(AttributeError):
+        one.seed = 1  # pyright: ignore[reportAttributeAccessIssue]
+    assert hash(one) == hash(find(name)())
+    assert all(item.metadata.get("doc") for item in fields(one))
+    assert one.name == name and one.claim in ("Exact", "Within", "Changes")
+    assert replace(one, seed=4) != one
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "word"),
+    [pytest.param(name, o, w, id=f"{name}-{o}") for name, rows in NONSENSE.items() for o, w in rows],
+)
+def test_nonsense_is_refused_with_advice(name: str, options: dict[str, Any], word: str) -> None:
+    """What was found and what to do instead; where, if it is about the program."""
+    program = traced("skip_mlp")
+    digest = program.digest
+    with pytest.raises(GraphgrowError) as caught:
+        find(name)(**options)(program)
+    error = caught.value
+    assert isinstance(error, Refusal | OptionError)
+    assert error.found and error.fix and word in str(error)
+    assert program.digest == digest
+
+
+@pytest.mark.parametrize("name", available())
+def test_refusals_about_the_program_say_where(name: str) -> None:
+    """A pass asked for the impossible on a real program: found, where and fix are all there."""
+    options = {"widen": {"axis": "classes"}}[name]
+    with pytest.raises(Refusal) as caught:
+        find(name)(**options)(traced("skip_mlp"))
+    assert all((caught.value.found, caught.value.where, caught.value.fix))
+
+
+@pytest.mark.parametrize(("text", "word"), [row for rows in TEXT.values() for row in rows])
+def test_specs_that_cannot_be_read(text: str, word: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_pass(text)
+    assert word in str(caught.value) and caught.value.fix
+
+
+# The registry
+
+
+def test_the_entry_point_is_found() -> None:
+    entries = [entry for entry in entry_points(group=pipeline.GROUP) if entry.value == "passes:TABLE"]
+    assert entries
+    table = entries[0].load()
+    assert set(table) <= set(available())
+    assert list(available()) == sorted(available())
+    for name in available():
+        assert issubclass(find(name), Pass) and find(name).name == name
+
+
+def test_unknown_passes_options_and_axes_get_the_nearest_names() -> None:
+    with pytest.raises(OptionError, match="'widen'"):
+        find("widn")
+    with pytest.raises(OptionError, match="'widen'"):
+        parse_pass("Widen:axis=mlp")
+    with pytest.raises(OptionError, match="'multiple_of'"):
+        parse_pass("widen:multiple=4")
+    with pytest.raises(OptionError, match=r"'mlp@ups\.0'"):
+        select(traced("skip_mlp").axes, "mlp@up.0", "widen")
+
+
+def test_patterns_select_by_name_role_glob_and_expression() -> None:
+    axes = traced("skip_mlp").axes
+    mlps = ["mlp@ups.0", "mlp@ups.1", "mlp@ups.2"]
+    names = lambda pattern: [axis.name for axis in select(axes, pattern, "test")]  # noqa: E731
+    assert names("mlp") == names("mlp@*") == names("re:^mlp@ups") == mlps
+    assert names("mlp@ups.1") == ["mlp@ups.1"] and names("mlp@ups.[02]") == [mlps[0], mlps[2]]
+
+
+class _Entries:
+    """Stands for the installed distributions."""
+
+    def __init__(self, *tables: dict[str, str]) -> None:
+        self.tables = tables
+
+    def __call__(self, group: str) -> list[Any]:
+        assert group == pipeline.GROUP
+
+        class Fake(EntryPoint):
+            def load(self) -> Any:
+                return tables[int(self.name)]
+
+        tables = self.tables
+        return [Fake(str(index), "somewhere:TABLE", group) for index in range(len(tables))]
+
+
+def test_a_third_party_adds_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"widen": "passes.widen:Widen"}
+    monkeypatch.setattr(pipeline, "entry_points", _Entries(table, {"again": "passes.widen:Widen"}))
+    assert available() == {"again": "passes.widen:Widen", "widen": "passes.widen:Widen"}
+    assert find("again") is find("widen")
+
+
+def test_two_passes_of_one_name_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "entry_points", _Entries({"widen": "a:A"}, {"widen": "b:B"}))
+    with pytest.raises(OptionError, match="two passes called 'widen'"):
+        available()
+    monkeypatch.setattr(pipeline, "entry_points", _Entries({"widen": "a:A"}, {"widen": "a:A"}))
+    assert available() == {"widen": "a:A"}
+
+
+def test_a_seed_for_the_whole_pipeline() -> None:
+    parsed = Pipeline.parse(["widen", "widen:factor=1.5", "widen:seed=1"], seed=8)
+    assert [one.seed for one in parsed.passes] == [8, 8, 1]
+    assert [one.seed for one in Pipeline.parse(["widen"]).passes] == [0]
