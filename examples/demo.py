@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
 
 LENGTH, BATCH = 96, 16
 
@@ -75,11 +76,17 @@ def run(*command: str) -> None:
 def demo(folder: pathlib.Path, seconds: float) -> None:
     """The whole story, in `folder`."""
     torch.manual_seed(0)
+    logging.disable_progress_bar()
     data = text()
-    config = GPT2Config(vocab_size=256, n_positions=128, n_embd=128, n_layer=4, n_head=4, use_cache=False)
+    config = GPT2Config(
+        vocab_size=256, n_positions=128, n_embd=128, n_layer=4, n_head=4, use_cache=False,
+        bos_token_id=0, eos_token_id=0,  # there are no special bytes
+    )  # fmt: skip
     model = GPT2LMHeadModel(config)
     steps = train(model, data, seconds, 0)
-    print(f"A GPT-2 of {sum(p.numel() for p in model.parameters()):,} parameters, {steps} steps on Python's own source.")
+    print(
+        f"A GPT-2 of {sum(p.numel() for p in model.parameters()):,} parameters, {steps} steps on Python's own source."
+    )
     before = held_out(model, data)
     model.save_pretrained(folder / "gpt2")
 

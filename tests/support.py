@@ -96,9 +96,9 @@ def row(name: str, onnx: str) -> str:
 
 def table() -> str:
     """The whole page."""
-    from tests.test_export import NOT_EXPORTABLE
+    from tests.test_export import CANNOT
 
-    rows = [row(name, f"no: {NOT_EXPORTABLE[name]}" if name in NOT_EXPORTABLE else "yes") for name in ZOO]
+    rows = [row(name, f"no: {CANNOT[name]}" if name in CANNOT else "yes") for name in ZOO]
     return HEAD + "\n".join(rows) + "\n\nIn italics: models beyond those that graphgrow set out to carry.\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 SPECS: dict[str, list[dict[str, Any]]] = {
     "widen": [
         {}, {"axis": "mlp"}, {"axis": "mlp@ups.0", "to": 48}, {"factor": 1.5}, {"factor": 1e-3 + 1, "seed": 7},
-        {"axis": "re:mlp@.*", "multiple_of": 64}, {"axis": "*.h.?.mlp", "init": "zero"}, {"axis": "a=b:c", "init": "copy"},
+        {"axis": "re:mlp@.*", "multiple_of": 64}, {"axis": "*.h.?.mlp", "init": "zero"},
+        {"axis": "a=b:c", "init": "copy"},
     ],
 }  # fmt: skip
 NONSENSE: dict[str, list[tuple[dict[str, Any], str]]] = {
@@ -54,13 +55,12 @@ NONSENSE: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"axis": "mlp", "to": 40}, "larger"),
         ({"axis": "classes"}, "other axes"),
         ({"axis": "features"}, "other axes"),
-        ({"axis": "hidden"}, "other axes"),
         ({"init": "zero"}, "init=scaled"),
     ],
 }
 TEXT: dict[str, list[tuple[str, str]]] = {
     "widen": [
-        ("widen:to=many", "as int"), ("widen:factor=x", "as float"), ("widen:init=ones", "'zero'"),
+        ("widen:to=many", "as int"), ("widen:factor=x", "as float"), ("widen:init=ones", "valid: copy, scaled, zero"),
         ("widen:factr=2", "'factor'"), ("widen:axis", "key=value"), ("widen:seed=1.5", "as int"),
     ],
 }  # fmt: skip
@@ -82,7 +82,7 @@ def made(name: str, index: int, **changes: Any) -> Pass:
     return find(name)(**{**OPTIONS[name][index], **changes})
 
 
-@lru_cache(maxsize=None)
+@cache
 def applied(name: str, index: int, model: str) -> Program:
     return made(name, index)(traced(model))
 
@@ -132,8 +132,9 @@ def test_the_claim_holds(name: str, index: int, model: str) -> None:
     if certificate.claim == "Exact":
         assert certificate.evidence == "proved and tested"
         inputs = old.example(seed=5)
-        pairs = zip(outputs(old.module().eval(), inputs), outputs(new.module().eval(), inputs), strict=True)
-        for a, b in pairs:
+        with torch.no_grad():
+            left, right = (outputs(program.module().eval(), inputs) for program in (old, new))
+        for a, b in zip(left, right, strict=True):
             # float32 sums of some hundred terms in another order: 100 * eps32 of the largest value
             assert float((a - b).abs().max()) <= 100 * torch.finfo(torch.float32).eps * float(a.abs().max())
 
@@ -227,7 +228,7 @@ def test_nonsense_is_refused_with_advice(name: str, options: dict[str, Any], wor
 @pytest.mark.parametrize("name", available())
 def test_refusals_about_the_program_say_where(name: str) -> None:
     """A pass asked for the impossible on a real program: found, where and fix are all there."""
-    options = {"widen": {"axis": "classes"}}[name]
+    options: dict[str, Any] = {"widen": {"axis": "classes"}}[name]
     with pytest.raises(Refusal) as caught:
         find(name)(**options)(traced("skip_mlp"))
     assert all((caught.value.found, caught.value.where, caught.value.fix))

@@ -15,7 +15,6 @@ from tests.zoo import ZOO
 REFUSED = {
     "convnext": {"aten.layer_norm.default"},
     "deepseek_v3": {"aten.add.Tensor"},
-    "gated_cnn": {"aten.linalg_vector_norm.default", "aten.div.Tensor", "aten.mul.Tensor"},
     "group_norm": {"aten.group_norm.default"},
     "segformer": {"aten.layer_norm.default"},
     "two_tower": {"aten.layer_norm.default"},

@@ -30,13 +30,10 @@ class Group:
     where: str
 
     @property
-    def note(self) -> str:
-        """Why the axes can't change their size, or why the order of their units matters."""
+    def mark(self) -> str:
+        """Whether the axes can't change their size, and whether the order of their units matters."""
         first = self.axes[0]
-        marks = [f"frozen: {reason}" for reason in first.frozen[:1]] + [
-            f"ordered: {reason}" for reason in first.ordered[:1]
-        ]
-        return "; ".join(marks)
+        return ", ".join(word for word, found in (("frozen", first.frozen), ("ordered", first.ordered)) if found)
 
 
 def fold(names: Sequence[str], keys: Sequence[Hashable]) -> list[Fold]:
@@ -98,7 +95,7 @@ def split_kernels(groups: Sequence[Group]) -> tuple[list[Group], str]:
 
 
 def table(named: Iterable[Named]) -> str:
-    """All axes as aligned text: name, how many, role, size, where; and why an axis is frozen or ordered."""
+    """All axes as aligned text: name, how many, role, size, where; and below why axes are frozen or ordered."""
     groups, rest = split_kernels(grouped(named))
     if not groups:
         return rest or "no axes: no parameter is used"
@@ -106,17 +103,27 @@ def table(named: Iterable[Named]) -> str:
     rows = [head, *(row(group) for group in groups)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = [
-        "  ".join(
-            cell.rjust(width) if column == 3 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+        "  ".join(cell.rjust(width) if column == 3 else cell.ljust(width) for column, (cell, width) in enumerate(cells))
+        for cells in (zip(row, widths, strict=True) for row in rows)
     ]
-    return "\n".join([*(line.rstrip() for line in lines), *([rest] if rest else [])])
+    return "\n".join([*(line.rstrip() for line in lines), *reasons(groups), *([rest] if rest else [])])
 
 
 def row(group: Group) -> tuple[str, str, str, str, str, str]:
-    """One group as cells: name, `x12`, role, size, where, note."""
+    """One group as cells: name, `x12`, role, size, where, mark."""
     first = group.axes[0]
     count = f"x{len(group.axes)}" if len(group.axes) > 1 else ""
-    return group.name, count, first.role, str(first.size), group.where, group.note
+    return group.name, count, first.role, str(first.size), group.where, group.mark
+
+
+def reasons(groups: Sequence[Group]) -> list[str]:
+    """Why axes are frozen or ordered, each reason once with the axes that it holds for."""
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        first = group.axes[0]
+        for word, why in (("frozen", first.frozen[:1]), ("ordered", first.ordered[:1])):
+            for reason in why:
+                found.setdefault(f"{word}: {reason}", []).append(group.name)
+    return [
+        f"{reason} ({names[0]}{f' and {len(names) - 1} more' if names[1:] else ''})" for reason, names in found.items()
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -17,6 +18,8 @@ from graphgrow.errors import GraphgrowError, OptionError
 
 REFUSED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 _USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError, which typer ships under a private name
+# The nearest names, at the end of the parser's messages.
+_NEAR = re.compile(r"\.? \(?(did you mean|possible options:|maybe you meant) (?P<names>.+?)[?).]*$", re.IGNORECASE)
 DEBUG = "GRAPHGROW_DEBUG"
 
 
@@ -104,11 +107,14 @@ def explained(error: Exception) -> tuple[GraphgrowError, int]:
 def _usage(error: Any) -> GraphgrowError:
     """What the command line's parser found, and the command whose help says more."""
     path = error.ctx.command_path if error.ctx else "graphgrow"
-    message = str(error.format_message()).strip().rstrip(".")
-    fix = f"{path} --help shows how it is used"
+    message = str(error.format_message()).strip()
+    message, near = message[:1].lower() + message[1:], ""
+    if found := _NEAR.search(message):
+        message, near = message[: found.start()], f"use {found['names']}\n"
+    fix = f"{near}{path} --help shows how it is used"
     if path.endswith(" apply") and "extra argument" in message:
         fix = f"give passes with --pass: {path} --pass widen model.pt"
-    return GraphgrowError(found=message[:1].lower() + message[1:], where=path, fix=fix)
+    return GraphgrowError(found=message.rstrip("."), where=path, fix=fix)
 
 
 def _broken_pipe() -> int:

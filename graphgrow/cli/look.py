@@ -32,7 +32,7 @@ def axes(
 
 def passes(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="one pass: options, claim, theorem", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="one pass: options, claim, theorem", show_default=False)
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ class Agreement:
         )
 
     def _deviations(self, trial: Trial, run: Run) -> Iterator[Deviation]:
-        found = run(trial.inputs)
+        found = [_real(value) for value in run(trial.inputs)]
         for index, (name, expected, given) in enumerate(zip(self.names, trial.outputs, found, strict=True)):
             same = given.shape == expected.shape and given.dtype == expected.dtype
             distance = _distance(given, expected) / self.scale(index) if same else float("inf")
@@ -163,6 +164,12 @@ def _padded(tensor: Tensor) -> Tensor:
     return padded
 
 
+def _real(tensor: Tensor) -> Tensor:
+    """The tensor without its history; complex numbers as pairs, as ONNX has them."""
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
@@ -171,7 +178,8 @@ def _wide(tensor: Tensor) -> Tensor:
 def _outputs(module: nn.Module, inputs: Mapping[str, Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
     """The module's outputs in order. Raises ExportError where it does not run, or gives no numbers."""
     try:
-        outputs = [torch.as_tensor(value) for value in pytree.tree_leaves(module(**inputs)) if value is not None]  # pyright: ignore
+        values: list[Any] = pytree.tree_leaves(module(**inputs))  # pyright: ignore[reportUnknownMemberType]
+        outputs = [_real(torch.as_tensor(value)) for value in values if value is not None]
     except Exception as error:  # a model may fail in any way
         raise ExportError(
             found=f"a program that does not run itself: {brief(error)}",

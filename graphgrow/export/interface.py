@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from graphgrow.graph import WEIGHTS, Graph, Node, Record, Ref, Structure, TensorType, Type
 from graphgrow.program import Program
 
+_PARTS = {"complex64": "float32", "complex128": "float64"}  # ONNX has pairs in place of complex numbers
+
 
 @dataclass(frozen=True)
 class Interface:
@@ -68,5 +70,7 @@ def output_types(program: Program, interface: Interface) -> Mapping[str, str]:
 
 def _text(kind: Type, weights: str) -> str:
     if isinstance(kind, TensorType) and kind.dtype == WEIGHTS:
-        return str(replace(kind, dtype=weights))
+        kind = replace(kind, dtype=weights)
+    if isinstance(kind, TensorType) and kind.dtype in _PARTS:
+        kind = TensorType((*kind.shape, 2), _PARTS[kind.dtype])
     return str(kind)

@@ -130,15 +130,17 @@ def _axes(model: Any, program: Program) -> dict[str, str]:
 
 def _plain(model: Any, program: Program) -> Any:
     """The model without torch.onnx's notes on each node (they hold paths of this machine), with the digest."""
-    model.metadata_props.clear()
+    for noted in _noted(model):
+        noted.metadata_props.clear()
     model.metadata_props["graphgrow.digest"] = program.digest
-    parts = [model.graph, *model.functions.values()]
-    for part in parts:
-        part.metadata_props.clear()
-        for node in part.all_nodes():
-            node.metadata_props.clear()
-            for value in node.outputs:
-                value.metadata_props.clear()
-        for value in (*part.inputs, *part.outputs):
-            value.metadata_props.clear()
     return model
+
+
+def _noted(model: Any) -> Iterator[Any]:
+    """Everything in a model that can hold notes."""
+    held = model.graph.initializers.values()
+    yield from (model, *held, *(value.const_value for value in held if value.const_value is not None))
+    for part in (model.graph, *model.functions.values()):
+        yield from (part, *part.inputs, *part.outputs)
+        for node in part.all_nodes():
+            yield from (node, *node.outputs)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphgrow.axes import Axes
-from graphgrow.axes.text import fold, grouped, row, split_kernels
+from graphgrow.axes.text import fold, grouped, reasons, row, split_kernels
 from graphgrow.certificate import Certificate, Constraint, Growth, Test
 from graphgrow.program import Program
 from graphgrow.report.cost import Cost
@@ -19,12 +19,8 @@ from graphgrow.report.passes import Described
 from graphgrow.report.values import inputs
 
 _LISTED = 12  # rows of a list that a person reads; JSON has all of them
-_FILLS = {
-    "zero": "must be zero",
-    "one": "must be positive",
-    "mean": "must be the mean of the old units",
-    "free": "may be anything",
-}
+_NAME = 48  # columns that names of axes get before places do
+_FILLS = {"zero": "zero", "one": "positive", "mean": "the mean of the old units", "free": "anything"}
 
 
 def program_table(program: Program, cost: Cost) -> RenderableType:
@@ -50,7 +46,9 @@ def axes_table(axes: Axes, every: bool = False) -> RenderableType:
     found = columns("axis", "", "role", "+size", "where", "")
     for group in kept:
         found.add_row(*row(group))
-    return Group(found, Text(f"{rest} (--all lists them)")) if rest else found
+    found.columns[0].min_width = min(_NAME, max((len(group.name) for group in kept), default=0))
+    notes = [*reasons(kept), *([f"{rest} (--all lists them)"] if rest else [])]
+    return Group(found, *(Text(note) for note in notes))
 
 
 def cost_table(old: Cost, new: Cost) -> RenderableType:
@@ -122,15 +120,15 @@ def _constraints(constraints: Sequence[Constraint]) -> list[tuple[str, Renderabl
     """The new blocks that the proof needs something of, layers folded."""
     if not constraints:
         return []
-    table = columns()
-    folds = fold([item.parameter for item in constraints], [(item.dim, item.fill) for item in constraints])
-    for folded in folds[:_LISTED]:
-        first = constraints[folded.members[0]]
-        what = f"new units of dimension {first.dim} {_FILLS[first.fill]}"
-        table.add_row(folded.pattern, times(len(folded.members)), what)
-    if len(folds) > _LISTED:
-        table.add_row(f"and {len(folds) - _LISTED} more")
-    return [("needs", table)]
+    keys = [(item.fill, item.dim) for item in constraints]
+    folds = fold([item.parameter for item in constraints], keys)
+    parts: list[RenderableType] = []
+    for fill, dim in sorted(set(keys), key=keys.index):
+        mine = [folded for folded in folds if keys[folded.members[0]] == (fill, dim)]
+        rows = [(folded.pattern, times(len(folded.members))) for folded in mine]
+        parts += [f"{_FILLS[fill]} in the new units of dimension {dim} of", pairs(rows[:_LISTED], "  ")]
+        parts += [f"  and {len(rows) - _LISTED} more (--json lists all)"] if rows[_LISTED:] else []
+    return [("needs", Group(*parts))]
 
 
 def _test(test: Test) -> str:
@@ -163,8 +161,8 @@ def pass_table(one: Described) -> RenderableType:
 
 
 def columns(*titles: str) -> Table:
-    """An empty table; a title with `+` has its column to the right. Without titles there is no head."""
-    found = Table(box=None, show_header=bool(titles), header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    """An empty table; a title with `+` has its column to the right."""
+    found = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for title in titles:
         found.add_column(title.removeprefix("+"), justify="right" if title.startswith("+") else "left", overflow="fold")
     return found
@@ -172,7 +170,8 @@ def columns(*titles: str) -> Table:
 
 def pairs(rows: Iterable[tuple[str, RenderableType]], indent: str = "") -> Table:
     """Labels and what belongs to them."""
-    found = columns()
+    found = columns("", "")
+    found.show_header = False
     for label, value in rows:
         found.add_row(indent + label, value)
     return found

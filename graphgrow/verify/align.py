@@ -53,7 +53,7 @@ def _same_tensors(old: Program, new: Program) -> None:
         shape = tuple(old.tensors[name].shape) if node is None else node.shape
         if tensor.dtype != old.tensors[name].dtype or tuple(tensor.shape) != shape:
             raise CheckFailed(
-                found=f"{tensor.dtype} of shape {tuple(tensor.shape)} where {old.tensors[name].dtype} of {shape} belongs",
+                found=f"{tensor.dtype} of shape {tuple(tensor.shape)}, not {old.tensors[name].dtype} of {shape}",
                 where=name,
             )
 

@@ -53,9 +53,11 @@ def test(old: Program, new: Program, alignment: Alignment, zero: frozenset[Block
     if small:
         pair = Pair(*(programs := reduced(old, new, alignment)), align(*programs))
     free = randomised(pair, zero, seed) if zero is not None else pair.new.tensors
-    trials = tuple(_trial(pair, free, sizes, seed + index) for index, sizes in enumerate(_sizes(old)))
+    runners = _both(pair.old, pair.old.tensors)
+    drawn = _both(pair.new, free)
+    trials = tuple(_trial(pair, runners, drawn, sizes, seed + index) for index, sizes in enumerate(_sizes(old)))
     if free is not pair.new.tensors:  # as it is, too: random values hide what 0 / 0 or an overflow makes of its own
-        trials += (_trial(pair, pair.new.tensors, _sizes(old)[0], seed),)
+        trials += (_trial(pair, runners, _both(pair.new, pair.new.tensors), _sizes(old)[0], seed),)
     bad = [trial for trial in trials if not _passes(trial)]
     worst = max(max(trial.output64, trial.gradient64) for trial in trials)
     where = "on both programs with their axes shrunk alike" if small else "at full size"
@@ -107,12 +109,12 @@ def randomised(pair: Pair, zero: frozenset[Block], seed: int) -> Mapping[str, Te
     return tensors
 
 
-def _trial(pair: Pair, free: Mapping[str, Tensor], sizes: Mapping[str, int], seed: int) -> Trial:
+def _trial(pair: Pair, old: Runners, new: Runners, sizes: Mapping[str, int], seed: int) -> Trial:
     inputs = pair.old.example(sizes, seed)
-    old64, grads = run(pair.old, pair.old.tensors, inputs, torch.float64)
-    new64, new_grads = run(pair.new, free, inputs, torch.float64)
-    old32, _ = run(pair.old, pair.old.tensors, inputs, torch.float32, gradients=False)
-    new32, _ = run(pair.new, free, inputs, torch.float32, gradients=False)
+    old64, grads = old[0](inputs)
+    new64, new_grads = new[0](inputs)
+    old32, _ = old[1](inputs, gradients=False)
+    new32, _ = new[1](inputs, gradients=False)
     rounding = deviation(old64, old32)
     return Trial(
         sizes=", ".join(f"{name}={size}" for name, size in sizes.items()),
@@ -137,29 +139,39 @@ def _matched(pair: Pair, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -
     return left, right
 
 
-def run(
-    program: Program,
-    tensors: Mapping[str, Tensor],
-    inputs: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    gradients: bool = True,
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Outputs in evaluation mode with everything in one type, and gradients of a random combination of them by the
-    floating inputs and by the tables that integer inputs index."""
-    module = lowered(program, tensors, dtype)
-    given = {name: _cast(value, dtype) for name, value in inputs.items()}
-    watched = {name: value.requires_grad_() for name, value in given.items() if gradients and value.is_floating_point()}
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    for name in _tables(program) if gradients else ():
-        if name in parameters:
-            watched[name] = parameters[name].requires_grad_()
-    with torch.set_grad_enabled(bool(watched)):
-        outputs = [leaf for leaf in pytree.tree_leaves(module(**given)) if isinstance(leaf, Tensor)]
-    found: dict[str, Tensor] = {}
-    if watched:
-        grads = torch.autograd.grad(combined(outputs), list(watched.values()), allow_unused=True)
-        found = dict(used(zip(watched, grads, strict=True)))
-    return [output.detach() for output in outputs], found
+class Runner:
+    """A program in evaluation mode with everything in one type: lowered once, run many times."""
+
+    def __init__(self, program: Program, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.module = lowered(program, tensors, dtype)
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        self.tables = {name: parameters[name] for name in _tables(program) if name in parameters}
+        self.buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+
+    def __call__(self, inputs: Mapping[str, Tensor], gradients: bool = True) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Outputs, and gradients of a random combination of them by the floating inputs and by the tables that integer
+        inputs index. What a run writes to buffers is undone before the next."""
+        for buffer, value in self.buffers:
+            buffer.detach_().copy_(value)
+        given = {name: _cast(value, self.dtype) for name, value in inputs.items()}
+        floating = {name: value for name, value in given.items() if value.is_floating_point()}
+        watched = {name: value.requires_grad_() for name, value in (floating | self.tables).items() if gradients}
+        with torch.set_grad_enabled(bool(watched)):
+            outputs = [leaf for leaf in pytree.tree_leaves(self.module(**given)) if isinstance(leaf, Tensor)]
+        found: dict[str, Tensor] = {}
+        if watched:
+            grads = torch.autograd.grad(combined(outputs), list(watched.values()), allow_unused=True)
+            found = dict(used(zip(watched, grads, strict=True)))
+        return [output.detach() for output in outputs], found
+
+
+Runners = tuple[Runner, Runner]
+
+
+def _both(program: Program, tensors: Mapping[str, Tensor]) -> Runners:
+    """A program in float64 and in float32."""
+    return Runner(program, tensors, torch.float64), Runner(program, tensors, torch.float32)
 
 
 def used(gradients: Iterable[tuple[str, Tensor | None]]) -> Iterator[tuple[str, Tensor]]:

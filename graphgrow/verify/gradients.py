@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from graphgrow.prove import ZERO, Layout, Prover
@@ -28,8 +28,9 @@ def dead_axes(pair: Pair, seed: int) -> list[str]:
         return []
     zero = frozenset(block for block, fact in facts.items() if fact == ZERO)
     gradients: dict[str, Tensor] = {}
+    module = lowered(pair.new, pair.new.tensors, torch.float64)
     for draw in range(DRAWS):
-        for name, gradient in _gradients(pair, randomised(pair, zero, seed + draw), seed + draw).items():
+        for name, gradient in _gradients(pair, module, randomised(pair, zero, seed + draw), seed + draw).items():
             gradients[name] = gradients.get(name, torch.zeros(())) + gradient.abs()
     dead: list[str] = []
     for atom, size in pair.alignment.sizes.items():
@@ -45,15 +46,18 @@ def dead_axes(pair: Pair, seed: int) -> list[str]:
     return dead
 
 
-def _gradients(pair: Pair, tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Gradients of all resized parameters."""
-    module = lowered(pair.new, tensors, torch.float64)
+def _gradients(pair: Pair, module: nn.Module, tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Gradients of all resized parameters, at the values in `tensors`."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    values = parameters | dict(module.named_buffers(remove_duplicate=False))
+    touched = [name for name, terms in pair.old.axes.parameters.items() if pair.resizing.touches(terms)]
+    with torch.no_grad():
+        for name in touched:
+            values[name].copy_(tensors[name])
     inputs = {
         name: value.double() if value.is_floating_point() else value
         for name, value in pair.new.example({}, seed).items()
     }
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    touched = [name for name, terms in pair.old.axes.parameters.items() if pair.resizing.touches(terms)]
     watched = {name: parameters[name].requires_grad_() for name in touched if name in parameters}
     outputs = [leaf for leaf in pytree.tree_leaves(module(**inputs)) if isinstance(leaf, Tensor)]
     grads = torch.autograd.grad(combined(outputs), list(watched.values()), allow_unused=True)

@@ -73,8 +73,9 @@ def _zeros(
 def _off_zero(node: Node) -> bool:
     """Whether the operator's settings move zero: a clamp to a range without it."""
     low, high = node.argument(1, "min_val", -1), node.argument(2, "max_val", 1)
-    numbers = isinstance(low, int | float) and isinstance(high, int | float)
-    return node.op == "aten.hardtanh.default" and not (numbers and low <= 0 <= high)
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return node.op == "aten.hardtanh.default"
+    return node.op == "aten.hardtanh.default" and not low <= 0 <= high
 
 
 # Operators whose second number is an operand and not a setting (a slope, a probability).

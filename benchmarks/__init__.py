@@ -1,0 +1,1 @@
+"""Benchmarks: ratios between things run side by side. `python -m benchmarks [NAME ...]`."""
