@@ -69,7 +69,7 @@ class ByMode:
     eval: bool | int | float
 
 
-Argument: TypeAlias = "Ref | Dtype | Lowest | ByMode | Size | None | bool | int | float | str | tuple[Argument, ...]"
+Argument: TypeAlias = "Ref | Dtype | Lowest | ByMode | Size | bool | int | float | str | tuple[Argument, ...] | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Kind:
 
 
 # How the outputs are packed: a Ref, None, a tuple, or ("dict", keys) beside the values.
-Structure: TypeAlias = "Ref | None | tuple[Structure, ...] | Record"
+Structure: TypeAlias = "Ref | tuple[Structure, ...] | Record | None"
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,26 +48,30 @@ def _rows(kind: str, names: str | Iterable[str], signature: str = "", zero: Zero
 # Pointwise operators, by what they make of zero.
 _rows(
     "pointwise",
-    """abs neg relu relu6 gelu silu mish tanh sin sinh asinh atan erf sqrt sign floor ceil round trunc expm1 log1p tan
-    leaky_relu elu selu celu hardtanh hardswish softsign softshrink hardshrink tanhshrink to.dtype detach clone
-    dropout feature_dropout alpha_dropout rrelu square add.Tensor sub.Tensor rsub.Tensor add.Scalar sub.Scalar
-    rsub.Scalar maximum minimum max.other min.other nan_to_num conj real imag relu6 view_as_real_copy positive
-    isnan isinf logical_or bitwise_or.Tensor bitwise_xor.Tensor __or__.Tensor __xor__.Tensor logical_xor
-    lerp.Scalar""",
+    """abs neg relu relu6 gelu silu mish tanh sin sinh asinh atan erf sqrt sign floor ceil round trunc expm1 log1p
+    tan leaky_relu elu selu celu hardtanh hardswish softsign softshrink hardshrink tanhshrink to.dtype detach
+    clone dropout feature_dropout alpha_dropout rrelu square add.Tensor sub.Tensor rsub.Tensor add.Scalar
+    sub.Scalar rsub.Scalar maximum minimum max.other min.other nan_to_num conj real imag relu6 view_as_real_copy
+    positive isnan isinf logical_or bitwise_or.Tensor bitwise_xor.Tensor __or__.Tensor __xor__.Tensor
+    logical_xor lerp.Scalar""",
     zero="all",
 )
 _rows("pointwise", "mul.Tensor mul.Scalar logical_and bitwise_and.Tensor __and__.Tensor", zero="any")
-_rows("pointwise", "div.Tensor div.Scalar div.Tensor_mode floor_divide remainder.Scalar remainder.Tensor "
-      "fmod.Scalar fmod.Tensor floor_divide.Scalar div.Scalar_mode __lshift__.Scalar __rshift__.Scalar", zero="first")  # fmt: skip
+_rows(
+    "pointwise",
+    """div.Tensor div.Scalar div.Tensor_mode floor_divide remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor
+    floor_divide.Scalar div.Scalar_mode __lshift__.Scalar __rshift__.Scalar""",
+    zero="first",
+)
 _rows("power", "pow.Tensor_Scalar")
 _rows(
     "pointwise",
-    """pow.Tensor_Tensor pow.Scalar exp exp2 log log2 log10 cos cosh acos acosh asin atanh sigmoid hardsigmoid softplus rsqrt
-    reciprocal erfc erfinv logit clamp clamp.Tensor clamp_min clamp_max clamp_min.Tensor clamp_max.Tensor
-    eq.Scalar eq.Tensor ne.Scalar ne.Tensor lt.Scalar lt.Tensor le.Scalar le.Tensor gt.Scalar gt.Tensor ge.Scalar ge.Tensor
-    logical_not bitwise_not where.self where.ScalarOther where.ScalarSelf where.Scalar masked_fill.Scalar masked_fill.Tensor
-    threshold log_sigmoid atan2 hypot xlogy polar complex bernoulli.p bernoulli isfinite lerp.Tensor addcmul addcdiv
-    logaddexp""",
+    """pow.Tensor_Tensor pow.Scalar exp exp2 log log2 log10 cos cosh acos acosh asin atanh sigmoid hardsigmoid
+    softplus rsqrt reciprocal erfc erfinv logit clamp clamp.Tensor clamp_min clamp_max clamp_min.Tensor
+    clamp_max.Tensor eq.Scalar eq.Tensor ne.Scalar ne.Tensor lt.Scalar lt.Tensor le.Scalar le.Tensor gt.Scalar
+    gt.Tensor ge.Scalar ge.Tensor logical_not bitwise_not where.self where.ScalarOther where.ScalarSelf
+    where.Scalar masked_fill.Scalar masked_fill.Tensor threshold log_sigmoid atan2 hypot xlogy polar complex
+    bernoulli.p bernoulli isfinite lerp.Tensor addcmul addcdiv logaddexp""",
 )
 _rows("like", "zeros_like ones_like full_like empty_like rand_like randn_like")
 
@@ -117,9 +121,12 @@ _rows("meshgrid", "meshgrid meshgrid.indexing")
 # Reductions over dimensions, and what works along one dimension and keeps it.
 _rows("sum", "sum.dim_IntList sum nansum", zero="all")
 _rows("mean", "mean.dim mean")
-_rows("reduction", "amax amin prod.dim_int prod any any.dim any.dims all all.dim var.dim var.correction std.dim "
-      "std.correction logsumexp max min var std argmax argmin norm.ScalarOpt_dim norm.Scalar count_nonzero.dim_IntList "
-      "median nanmedian")  # fmt: skip
+_rows(
+    "reduction",
+    """amax amin prod.dim_int prod any any.dim any.dims all all.dim var.dim var.correction std.dim std.correction
+    logsumexp max min var std argmax argmin norm.ScalarOpt_dim norm.Scalar count_nonzero.dim_IntList median
+    nanmedian""",
+)
 _rows("norm_reduction", "linalg_vector_norm")
 _rows("reduction2", "max.dim min.dim var_mean.correction std_mean.correction var_mean.dim median.dim")
 _rows("along", "softmax.int log_softmax.int _softmax _log_softmax")
@@ -147,11 +154,14 @@ _rows("one_hot", "one_hot")
 _rows("searchsorted", "bucketize.Tensor searchsorted.Tensor")
 
 # Windows that slide over space: channels stay, space becomes new axes.
-_rows("pool", "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-      "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d lp_pool2d upsample_nearest1d.vec upsample_nearest2d.vec "
-      "upsample_nearest3d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec upsample_linear1d.vec upsample_trilinear3d.vec "
-      "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa.vec "
-      "_upsample_bicubic2d_aa.vec grid_sampler max_pool2d_with_indices")  # fmt: skip
+_rows(
+    "pool",
+    """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d lp_pool2d upsample_nearest1d.vec
+    upsample_nearest2d.vec upsample_nearest3d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec
+    upsample_linear1d.vec upsample_trilinear3d.vec upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
+    _upsample_bilinear2d_aa.vec _upsample_bicubic2d_aa.vec grid_sampler max_pool2d_with_indices""",
+)
 _rows("opaque", "im2col col2im unfold fft_fft fft_rfft fft_irfft fft_fft2 nonzero_static cdist histc")
 
 # The one operator that stays in place: a buffer that counts batches.
@@ -159,12 +169,18 @@ _rows("counter", "add_.Tensor")
 
 # Tensors from nothing.
 _rows("arange", "arange arange.start arange.start_step linspace")
-_rows("factory", "zeros ones full empty.memory_format rand randn randint randint.low eye tril_indices triu_indices scalar_tensor "
-      "new_zeros new_ones new_full new_empty tensor hann_window")  # fmt: skip
+_rows(
+    "factory",
+    """zeros ones full empty.memory_format rand randn randint randint.low eye tril_indices triu_indices
+    scalar_tensor new_zeros new_ones new_full new_empty tensor hann_window""",
+)
 
 # Losses: a number, or one per row.
-_rows("loss", "cross_entropy_loss nll_loss nll_loss_nd mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy "
-      "binary_cross_entropy_with_logits kl_div")  # fmt: skip
+_rows(
+    "loss",
+    """cross_entropy_loss nll_loss nll_loss_nd mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy
+    binary_cross_entropy_with_logits kl_div""",
+)
 
 # The number of operands of each contraction's einsum, and where the first one stands (a bias may come before).
 FIRST_OPERAND = {"aten.addmm.default": 1, "aten.baddbmm.default": 1, "aten.addmv.default": 1}

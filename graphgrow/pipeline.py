@@ -158,8 +158,8 @@ class Pipeline:
 
     def __call__(self, program: Program) -> Program:
         """The program after all passes. Raises what a pass raises."""
-        for program in self.steps(program):  # noqa: B020
-            pass
+        for one in self.passes:
+            program = one(program)
         return program
 
 

@@ -1,8 +1,8 @@
 """widen: more units in the inner axes of MLPs and convolution blocks.
 
 Statement. Let an axis be emitted by some weights and summed over by others, with only operators between that act unit
-by unit. Give it new units whose outgoing weights (the new slices of every weight that sums over it) are zero. Then every
-output of the program is what it was, whatever all other new weights, biases and statistics hold.
+by unit. Give it new units whose outgoing weights (the new slices of every weight that sums over it) are zero. Then
+every output of the program is what it was, whatever all other new weights, biases and statistics hold.
 
 Proof. In each contraction over the axis the sum splits into old and new units. The old part is unchanged, as units do
 not mix before it; every new term has a zero factor. On the graph at hand `prove` carries this out operator by operator,

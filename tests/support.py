@@ -27,9 +27,9 @@ Every model of the tests, built small from its configuration with random weights
 
 *Axes*: those that live in parameters, by role. *Frozen*: axes that can't be resized, other than windows over space.
 *Widen*: inner MLP and channel axes grown by half in one pass, all proved and tested (float64, random free blocks).
-*Others*: MLP and channel axes beyond these (residual streams) that are proved to grow when they are named, and those that
-are refused, with the operator that mixes their units. *ONNX*: exported, checked, and run in ONNX Runtime with the same
-outputs.
+*Others*: MLP and channel axes beyond these (residual streams) that are proved to grow when they are named, and
+those that are refused, with the operator that mixes their units. *ONNX*: exported, checked, and run in ONNX Runtime
+with the same outputs.
 
 | model | nodes | axes | frozen | widen | others | ONNX |
 |---|---|---|---|---|---|---|

@@ -170,7 +170,7 @@ def _moved(tensor: Tensor, terms: tuple[Term, ...], resizing: Resizing) -> Tenso
 def _run(program: Program, inputs: dict[str, Tensor]) -> list[Tensor]:
     with torch.no_grad():
         given = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
-        return [leaf for leaf in pytree.tree_leaves(lowered(program, program.tensors, torch.float64)(**given))]
+        return list(pytree.tree_leaves(lowered(program, program.tensors, torch.float64)(**given)))
 
 
 def permutable(program: Program) -> list[Named]:

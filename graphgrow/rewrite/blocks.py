@@ -47,5 +47,7 @@ def fill_normal(view: Tensor, mean: float, deviation: float, generator: torch.Ge
     if view.is_contiguous():
         view.normal_(mean, deviation, generator=generator)
         return
-    for part in torch.split(view, max(1, _BUFFER // max(1, view[0].numel()))):
+    rows = max(1, _BUFFER // max(1, view[0].numel()))
+    for start in range(0, view.shape[0], rows):
+        part = view[start : start + rows]
         part.copy_(torch.empty(part.shape, dtype=view.dtype).normal_(mean, deviation, generator=generator))

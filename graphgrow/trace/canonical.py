@@ -181,8 +181,8 @@ def _permute(draft: Draft, node: Node) -> Argument:
     elif name == "numpy_T":
         order.reverse()
     elif rank > 1:
-        pair = _dims(node.args[1:3], rank) if len(node.args) >= 3 else (rank - 2, rank - 1)
-        order[pair[0]], order[pair[1]] = order[pair[1]], order[pair[0]]
+        first, second = _dims(node.args[1:3], rank) if len(node.args) >= 3 else (rank - 2, rank - 1)
+        order[first], order[second] = order[second], order[first]
     if order == sorted(order):
         return node.args[0]
     return draft.view(_named(draft, node, "permute.default", node.args[0], tuple(order)))
