@@ -41,6 +41,16 @@ class Pass(ABC):
 
     seed: int = option("of everything random: new values and the inputs of the test", default=0)
 
+    def __post_init__(self) -> None:
+        """Refuse options of the wrong kind, however the pass was made. Raises OptionError."""
+        hints = get_type_hints(type(self))
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not _fits(value, hints[item.name]):
+                raise OptionError(found=f"{self.name}:{item.name}={value!r}", fix=f"give {_kind(hints[item.name])}")
+        if self.seed < 0:
+            raise OptionError(found=f"{self.name}:seed={self.seed}", fix="give a seed of 0 or more")
+
     @abstractmethod
     def rewrite(self, rewriter: Rewriter) -> None:
         """Ask the rewriter for edits. Raises Refusal where the pass can't hold what it claims."""
@@ -72,6 +82,29 @@ class Pass(ABC):
             if name not in known:
                 raise OptionError.unknown(f"option of {cls.name}", name, sorted(known))
         return cls(**{name: _read(cls.name, name, text, hints[name]) for name, text in options.items()})
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is what a field's type says."""
+    choices = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in choices
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple)
+    if choices:
+        return any(_fits(value, choice) for choice in choices)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _kind(kind: Any) -> str:
+    """A field's type for people."""
+    choices = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, choices))}"
+    names = [choice.__name__ for choice in choices or (kind,) if choice is not type(None)]
+    return f"a value of type {' or '.join(names)}"
 
 
 def _default(item: Field[Any]) -> Any:
@@ -173,7 +206,10 @@ def select(axes: Axes, pattern: str, owner: str) -> Sequence[Named]:
     named = axes.named
     chosen = [axis for axis in named if axis.name == pattern] or [axis for axis in named if axis.role == pattern]
     if not chosen and pattern.startswith("re:"):
-        chosen = [axis for axis in named if re.search(pattern[3:], axis.name)]
+        try:
+            chosen = [axis for axis in named if re.search(pattern[3:], axis.name)]
+        except re.error as error:
+            raise OptionError(found=f"{pattern!r}, which is no regular expression: {error}", where=owner) from None
     elif not chosen:
         chosen = [axis for axis in named if fnmatch.fnmatchcase(axis.name, pattern)]
     if not chosen:

@@ -27,6 +27,7 @@ from graphgrow.program import Program
 from graphgrow.rewrite import Rewriter
 
 DEFAULT = "auto"
+LARGEST = 10_000  # factor
 WIDE = ("mlp", "channels")
 
 
@@ -46,10 +47,11 @@ class Widen(Pass):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.to is not None and self.factor is not None:
             raise OptionError(found=f"widen:to={self.to},factor={self.factor}", fix="give `to` or `factor`, not both")
-        if self.factor is not None and not 1 <= self.factor < float("inf"):
-            raise OptionError(found=f"widen:factor={self.factor}", fix="give a factor of at least 1")
+        if self.factor is not None and not 1 <= self.factor <= LARGEST:
+            raise OptionError(found=f"widen:factor={self.factor}", fix=f"give a factor from 1 to {LARGEST}")
         if self.to is not None and self.to < 1:
             raise OptionError(found=f"widen:to={self.to}", fix="give a positive number of units")
         if self.multiple_of < 1:

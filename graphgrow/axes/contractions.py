@@ -123,7 +123,6 @@ def _convolution(state: State, node: Node) -> Result:
     image, weight = state.shape(node.args[0]), state.shape(node.args[1])
     bias = state.shape(node.argument(2, "bias"))
     transposed = "transpose" in node.op
-    groups_at = 7 if transposed and len(node.args) > 7 else 6
     groups = node.argument(6, "groups", 1)
     spatial = len(weight) - 2
     channels = image[-spatial - 1]
@@ -132,7 +131,8 @@ def _convolution(state: State, node: Node) -> Result:
     group = UNIT
     if groups > 1:
         share = sizes.exact_div(channels.size, groups)
-        assert share is not None
+        if share is None:
+            raise Conflict(f"{channels.size} channels in {groups} groups")
         group, inner = split(channels, groups, share)
         if transposed:
             meet(node, channels, into)
@@ -140,9 +140,10 @@ def _convolution(state: State, node: Node) -> Result:
         else:
             meet(node, inner, into)
             each = sizes.exact_div(out.size, groups)
-            assert each is not None
+            if each is None:
+                raise Conflict(f"{out.size} channels in {groups} groups")
             meet(node, split(out, groups, each)[0], group)
-        place_ = ("args", groups_at if transposed else 6) if len(node.args) > 6 else ("groups",)
+        place_ = ("args", 6) if len(node.args) > 6 else ("groups",)
         state.bind(node, place_, group)
     else:
         inner = channels

@@ -143,7 +143,8 @@ def _group_norm(state: State, node: Node) -> Result:
     assert isinstance(groups, int)
     channels = shape[1].size
     each = sizes.exact_div(channels, groups)
-    assert each is not None
+    if each is None:
+        raise Conflict(f"{channels} channels in {groups} groups")
     for weight in map(state.shape, node.args[2:4]):
         if weight:
             meet(node, weight[0], shape[1])

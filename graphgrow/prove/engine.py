@@ -265,12 +265,14 @@ class Prover:
         return any(bool(((a != b) & mark).any()) for a, b, mark in pairs)
 
     def _relax(self, block: Block, fatal: Mapping[str, list[np.ndarray]]) -> str | None:
-        """Set one block free and carry the change on. If something fatal is lost, undo it and say which operator."""
+        """Set one block free and carry the change on. If something fatal is lost, undo it and name the operator that
+        first loses an old value."""
         node = self.graph.parameters[block.parameter]
         undo: dict[str, Value] = {node.name: self.values[node.name]}
         cells = np.array(self.values[node.name])
         cells[block.cell] = ANY
         self.values[node.name] = cells
+        doomed = False
         waiting = [self.order[user.name] for user in self.graph.users[node.name]]
         heapq.heapify(waiting)
         while waiting:
@@ -282,14 +284,12 @@ class Prover:
             if all(np.array_equal(a, b) for a, b in zip(_parts(now), _parts(before), strict=True)):
                 continue
             undo.setdefault(user.name, before)
-            lost = any(
-                bool(((a != b) & m).any())
-                for a, b, m in zip(_parts(now), _parts(before), fatal[user.name], strict=True)
-            )
-            if lost or user.name in self.outputs:
+            self.values[user.name] = now
+            pairs = zip(_parts(now), _parts(before), fatal[user.name], strict=True)
+            doomed = doomed or any(bool(((a != b) & mark).any()) for a, b, mark in pairs)
+            if user.name in self.outputs or (doomed and self._lost(user.name)):
                 self.values.update(undo)
                 return f"{user.op} ({user.source or user.name})"
-            self.values[user.name] = now
             for following in self.graph.users[user.name]:
                 heapq.heappush(waiting, self.order[following.name])
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from graphgrow.axes import Atom, Axes
@@ -10,6 +11,7 @@ from graphgrow.program import Program
 from graphgrow.prove import ANY, ZERO, Block, Derivation, Prover
 from graphgrow.rewrite.resize import Fill, Fills, Init, refuse_frozen, resize
 from graphgrow.rewrite.units import Resizing
+from graphgrow.sizes import total
 
 
 class Rewriter:
@@ -57,8 +59,27 @@ class Rewriter:
 
     def _resize(self, sizes: Mapping[Atom, int], kept: Mapping[Atom, Sequence[int]], fills: Fills) -> None:
         names = {named.atom: named.name for named in self.program.axes.named}
+        _refuse_too_large(self.program, sizes)
         self.program = resize(self.program, Resizing(sizes, kept), fills)
         self.edits += [f"resize {names.get(atom, atom)}: {atom.size} -> {size}" for atom, size in sizes.items()]
+
+
+def _refuse_too_large(program: Program, sizes: Mapping[Atom, int]) -> None:
+    """Raise Refusal where the new tensors would not fit into this machine's memory."""
+    if not program.has_weights:
+        return
+    needed = 0
+    for name, terms in program.axes.parameters.items():
+        if any(atom in sizes for term in terms for atom in term.atoms):
+            shape = [term.resized(sizes) for term in terms]
+            needed += int(str(total(shape))) * program.tensors[name].element_size()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise Refusal(
+            found=f"new tensors of {needed / 1e9:,.0f} GB in a machine with {memory / 1e9:,.0f} GB of memory",
+            where=_names(program.axes, sizes),
+            fix="grow by less",
+        )
 
 
 def _fill(prover: Prover, block: Block, fact: int) -> Fill:
