@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from graphgrow import ops, sizes
 from graphgrow.axes.state import Shape, State, freeze_all, fresh, meet, place, unified
-from graphgrow.axes.terms import UNIT, Axis, cut, freeze, order, split
+from graphgrow.axes.terms import UNIT, Axis, Conflict, cut, freeze, order, split
 from graphgrow.graph import Node, Ref, TensorType
 
 Result: TypeAlias = "Shape | tuple[Shape, ...]"

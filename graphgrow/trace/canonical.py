@@ -181,7 +181,8 @@ def _permute(draft: Draft, node: Node) -> Argument:
     elif name == "numpy_T":
         order.reverse()
     elif rank > 1:
-        first, second = _dims(node.args[1:3], rank) if len(node.args) >= 3 else (rank - 2, rank - 1)
+        pair = _dims(node.args[1:3], rank) or (rank - 2, rank - 1)
+        first, second = pair[0], pair[-1]
         order[first], order[second] = order[second], order[first]
     if order == sorted(order):
         return node.args[0]

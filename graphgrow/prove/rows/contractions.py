@@ -44,8 +44,8 @@ def contract(
             if letter not in old or len(flags) > len(old[letter]):
                 old[letter] = flags
     summed = [letter for letter in old if letter not in output]
-    result: Cells = np.full([len(old[letter]) for letter in output], ANY, dtype=np.int16)
-    for cell in np.ndindex(*result.shape):
+    result: Cells = np.full(tuple(len(old[letter]) for letter in output), ANY, dtype=np.int16)
+    for cell in cartesian(*(range(len(old[letter])) for letter in output)):
         place = dict(zip(output, cell, strict=True))
         is_old = all(old[letter][index] for letter, index in place.items())
         result[cell] = _sum(inputs, facts, old, summed, place, is_old)
@@ -171,7 +171,7 @@ def _grouped(
     facts_weight = weight.reshape(len(old_out), inner)
     into = context.layout.old(weight_terms[1])
     result: Cells = np.full((len(old_out), facts_in.shape[1]), ANY, dtype=np.int16)
-    for out, rest in np.ndindex(*result.shape):
+    for out, rest in cartesian(range(len(old_out)), range(facts_in.shape[1])):
         group = out // each
         rows = [(int(facts_in[group * inner + i, rest]), int(facts_weight[out, i]), into[i]) for i in range(inner)]
         result[out, rest] = _group_sum(rows, old_out[out])
