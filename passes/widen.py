@@ -51,7 +51,9 @@ class Widen(Pass):
         if self.to is not None and self.factor is not None:
             raise OptionError(found=f"widen:to={self.to},factor={self.factor}", fix="give `to` or `factor`, not both")
         if self.factor is not None and not 1 <= self.factor <= LARGEST:
-            raise OptionError(found=f"widen:factor={self.factor}", fix=f"give a factor from 1 to {LARGEST}")
+            raise OptionError(
+                found=f"widen:factor={self.factor}", fix=f"give a factor of at least 1 and at most {LARGEST}"
+            )
         if self.to is not None and self.to < 1:
             raise OptionError(found=f"widen:to={self.to}", fix="give a positive number of units")
         if self.multiple_of < 1:

@@ -45,7 +45,7 @@ def _outputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     finally:
         for module, training in modes.items():
             module.training = training
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    return [leaf.detach() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def _deviation(left: Tensor, right: Tensor) -> float:
