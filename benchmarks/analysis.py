@@ -17,7 +17,7 @@ from benchmarks.measure import Row, in_turns, middle, ratio_row
 from graphgrow.graph import Graph
 from graphgrow.program import Program
 from graphgrow.prove import Prover
-from graphgrow.trace import trace
+from graphgrow.tracing import trace
 from passes import Widen
 
 LAYERS = (6, 12, 24, 48, 96)

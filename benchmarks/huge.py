@@ -33,13 +33,13 @@ def measured() -> dict[str, tuple[float, float, float]]:
 
     from benchmarks import models
     from graphgrow.prove import Prover
-    from graphgrow.trace import trace
+    from graphgrow.tracing import trace
     from passes import Widen
 
     done("imports")
     model = models.llama("meta", **CONFIG)
     inputs = models.tokens(device="meta")
-    module: Any = sys.modules["graphgrow.trace.capture"]
+    module: Any = sys.modules["graphgrow.tracing.capture"]
     export = module.export
 
     def watched(*arguments: Any, **options: Any) -> Any:

@@ -9,7 +9,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from graphgrow.program import Program
-from graphgrow.trace import trace
+from graphgrow.tracing import trace
 
 Inputs = dict[str, Tensor]
 hf.logging.set_verbosity_error()

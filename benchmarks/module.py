@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from benchmarks import models
 from benchmarks.measure import Row, Work, in_turns, ratio_row
-from graphgrow.trace import trace
+from graphgrow.tracing import trace
 
 
 def step(model: nn.Module, inputs: models.Inputs) -> Work:

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from graphgrow.export import export_onnx, export_pt2, export_safetensors
     from graphgrow.pipeline import Pass, Pipeline
     from graphgrow.program import Program
-    from graphgrow.trace import trace
+    from graphgrow.tracing import trace
     from graphgrow.verify import check
 
     load = Program.load
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Pass", "Pipeline", "Program", "check", "export_onnx", "export_pt2", "export_safetensors", "load", "trace"]
 
 _HOMES = {
-    "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "check": "verify", "trace": "trace",
+    "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "check": "verify", "trace": "tracing",
     "export_onnx": "export", "export_pt2": "export", "export_safetensors": "export",
 }  # fmt: skip
 

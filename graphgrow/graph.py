@@ -84,8 +84,8 @@ class Node:
     args: tuple[Argument, ...]
     kwargs: tuple[tuple[str, Argument], ...]
     type: Type
-    scope: str = ""
-    source: str = ""
+    scope: str = field(default="", compare=False)
+    source: str = field(default="", compare=False)
 
     @property
     def tensor(self) -> TensorType:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from graphgrow.program import Program
-from graphgrow.trace import trace
+from graphgrow.tracing import trace
 from tests.zoo import ZOO
 
 torch.set_num_threads(1)

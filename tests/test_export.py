@@ -19,7 +19,7 @@ from graphgrow.errors import CheckFailed, ExportError, FileError, OptionError
 from graphgrow.export import agreement, capture, export_onnx, export_pt2, export_safetensors, weights
 from graphgrow.export import onnx as room
 from graphgrow.export.interface import Interface
-from graphgrow.trace import trace
+from graphgrow.tracing import trace
 from tests.programs import traced
 from tests.zoo import ZOO
 

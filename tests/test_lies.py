@@ -24,7 +24,7 @@ from graphgrow.program import Program
 from graphgrow.prove import ANY, SAME, ZERO, Block, Prover
 from graphgrow.prove.rows import ROWS, Context, Value
 from graphgrow.rewrite import Fills, Resizing, resize
-from graphgrow.trace import trace
+from graphgrow.tracing import trace
 from graphgrow.verify import certify, check, equivalence
 from graphgrow.verify.align import Alignment, align
 from passes import Widen

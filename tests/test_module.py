@@ -230,7 +230,7 @@ class Shared(nn.Module):
 
 
 def test_modules_called_twice_and_lists_that_interleave():
-    from graphgrow.trace import trace
+    from graphgrow.tracing import trace
 
     torch.manual_seed(0)
     model, x = Shared(), torch.randn(5, 6)

@@ -17,7 +17,7 @@ from graphgrow.axes.names import Named
 from graphgrow.errors import Refusal
 from graphgrow.program import Program
 from graphgrow.rewrite import Rewriter
-from graphgrow.trace import trace
+from graphgrow.tracing import trace
 from graphgrow.verify import check, equivalence
 from passes import Widen
 from tests.programs import outputs

@@ -17,7 +17,7 @@ from graphgrow.axes.names import Named
 from graphgrow.program import Program
 from graphgrow.prove import ANY, SAME, ZERO, Block, Derivation, Layout, Prover
 from graphgrow.prove.cells import join, scale, scaled, text
-from graphgrow.trace import trace
+from graphgrow.tracing import trace
 from tests import handwritten as hw
 from tests.programs import traced
 

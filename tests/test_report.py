@@ -18,7 +18,7 @@ from graphgrow.report.cost import operations
 from graphgrow.report.passes import described
 from graphgrow.report.tables import amount, axes_table, certificate_table, difference_table
 from graphgrow.report.values import axes_value, certificate_value, difference_value
-from graphgrow.trace import trace
+from graphgrow.tracing import trace
 from passes import Widen
 from tests.programs import traced
 

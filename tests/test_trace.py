@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphgrow.errors import FileError, GraphgrowError, OptionError, TraceError
 from graphgrow.program import Program
-from graphgrow.trace import trace
+from graphgrow.tracing import trace
 from tests.programs import outputs, traced
 from tests.zoo import GROUPED, ZOO
 
@@ -331,7 +331,7 @@ def test_broken_folders_are_told(folder, tmp_path):
 
 def test_transformers_is_imported_for_folders_only():
     code = (
-        "import sys, torch; from graphgrow.trace import trace; trace(torch.nn.Linear(3, 2), torch.ones(2, 3));"
+        "import sys, torch; from graphgrow.tracing import trace; trace(torch.nn.Linear(3, 2), torch.ones(2, 3));"
         "sys.exit('transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

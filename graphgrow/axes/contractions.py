@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from graphgrow import ops, sizes
@@ -60,9 +61,9 @@ def _contraction(state: State, node: Node) -> Result:
     found, bias = operands(node)
     shapes = [state.shape(operand) for operand in found]
     inputs, output = equation(node, [len(shape) for shape in shapes])
-    if node.op == "aten.bilinear.default":
-        inputs = [inputs[0], inputs[1], inputs[2]]
     letters: dict[str, Axis] = {}
+    if any(len(text) != len(shape) for text, shape in zip(inputs, shapes, strict=True)):
+        raise Conflict("operands of a rank that its signature does not have")
     for text, shape in zip(inputs, shapes, strict=True):
         for letter, axis in zip(text, shape, strict=True):
             letters[letter] = unified(node, [letters.get(letter, UNIT), axis])
@@ -176,7 +177,8 @@ def _pool(state: State, node: Node) -> Result:
     shape = state.shape(node.args[0])
     target = node.type[0] if isinstance(node.type, tuple) else node.tensor
     assert isinstance(target, TensorType)
-    kept = min(2, len(shape) - 1)
+    space = re.search(r"([123])d", node.op)
+    kept = len(shape) - (int(space[1]) if space else 2)
     result: list[Axis] = list(shape[:kept])
     for axis, size in zip(shape[kept:], target.shape[kept:], strict=True):
         freeze(axis, f"{place(node)} works on space")

@@ -19,7 +19,8 @@ from graphgrow.graph import Graph, Node, TensorType
 __all__ = ["Axes", "infer"]
 RULED = (contractions, layout, lookups)  # importing these rooms registers their rules
 # Kinds that leave the values of an index tensor what they are.
-INDEX_KEEPING = {"reshape", "permute", "unsqueeze", "expand", "slice", "select", "getitem", "pointwise"}
+INDEX_KEEPING = {"reshape", "permute", "unsqueeze", "expand", "slice", "select", "getitem"}
+INDEX_COPYING = {"aten.to.dtype", "aten.clone.default", "aten.detach.default"}
 
 
 def infer(graph: Graph) -> Axes:
@@ -37,16 +38,17 @@ def _apply(state: State, node: Node) -> None:
     except Conflict as conflict:
         result = _frozen(state, node, f"{place(node)}: {conflict}")
     first = next(iter(node.operands()), None)
-    if first in state.ranges and ops.kind(node.op) in INDEX_KEEPING:
+    if first in state.ranges and (ops.kind(node.op) in INDEX_KEEPING or node.op in INDEX_COPYING):
         state.ranges[node.name] = state.ranges[first]
     if isinstance(node.type, tuple):
         state.several[node.name] = result  # type: ignore[assignment]
         return
     shape: Sequence[Axis] = result  # type: ignore[assignment]
     if tuple(axis.size for axis in shape) != node.shape:
-        differing = any(a.size != b for a, b in zip(shape, node.shape, strict=False))
-        assert differing or len(shape) == len(node.shape), f"{node}: rule gave {shape}"
-        result = shape = _frozen_sizes(state, node, shape)
+        if len(shape) != len(node.shape):
+            shape = _frozen(state, node, f"{place(node)}: its rule gives another number of dimensions")  # type: ignore[assignment]
+        else:
+            shape = _frozen_sizes(state, node, shape)
     state.shapes[node.name] = tuple(shape)
 
 

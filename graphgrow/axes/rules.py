@@ -71,6 +71,9 @@ def _along(state: State, node: Node) -> Result:
     shape = state.shape(node.args[0])
     if ops.kind(node.op) == "ordered":
         order(shape[state.dim(node, 1)], f"{place(node)} goes along it in order")
+    if ops.kind(node.op) == "sort":
+        for axis in shape:
+            order(axis, f"{place(node)} puts its units in another order")
     return (shape, shape) if isinstance(node.type, tuple) else shape
 
 
@@ -81,7 +84,7 @@ def _reduce(state: State, node: Node) -> Result:
     dims = state.dims(node, 2 if kind == "norm_reduction" else 1)
     target = node.type[0] if isinstance(node.type, tuple) else node.tensor
     assert isinstance(target, TensorType)
-    if node.op.startswith(("aten.argmax", "aten.argmin")):
+    if node.op.startswith(("aten.argmax", "aten.argmin", "aten.max.dim", "aten.min.dim", "aten.median.dim")):
         for dim in dims:
             order(shape[dim], f"{place(node)} tells its units by number")
     if len(target.shape) == len(shape):

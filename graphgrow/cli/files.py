@@ -45,7 +45,7 @@ def trace(
             from graphgrow.report import cost
             from graphgrow.report.tables import program_table
             from graphgrow.report.values import cost_value, program_value
-            from graphgrow.trace import trace
+            from graphgrow.tracing import trace
 
             program = trace(source, trust_pickle=trust_pickle, mode=mode, check=check)
         with shown.working(f"writing {target}"):

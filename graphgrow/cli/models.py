@@ -23,7 +23,7 @@ def load(model: str, trust_pickle: bool, screen: Screen) -> Program:
             from graphgrow.program import Program
 
             return Program.load(model)
-        from graphgrow.trace import trace
+        from graphgrow.tracing import trace
 
         return trace(model, trust_pickle=trust_pickle)
 

@@ -60,7 +60,10 @@ def broken(old: Program, alignment: Alignment) -> str:
 def read_facts(old: Program, new: Program, prover: Prover, alignment: Alignment) -> dict[Block, int] | str:
     """For every new block, zero or anything; or, as text, the parameter whose old block is not what it was, or whose
     new one holds what no number is (NaN, infinity, a variance that is not positive)."""
-    if any(tensor.is_meta for tensor in new.tensors.values()):
+    without = [tensor.is_meta for tensor in (*old.tensors.values(), *new.tensors.values())]
+    if any(without) and not all(without):
+        return "some tensors have no values: nothing can be said of them"
+    if any(without):
         return dict(prover.derive().assignment)
     resizing = Resizing(alignment.sizes, {})
     facts: dict[Block, int] = {}

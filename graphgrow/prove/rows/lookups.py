@@ -25,6 +25,8 @@ def _lookup(context: Context, node: Node) -> Value:
     out = context.axes.terms[node.name]
     if any((context.facts(index) != SAME).any() for index in used):
         return unknown(context, node)
+    if kind == "index" and context.grown([terms[dim] for dim in dims]):
+        return unknown(context, node)  # a negative index counts from the end, where the new units are
     for dim in dims:
         flags = context.layout.old(terms[dim])
         kept = [facts.take(i, axis=dim) for i, old in enumerate(flags) if old]

@@ -8,9 +8,10 @@ from math import prod
 import numpy as np
 
 from graphgrow import ops
-from graphgrow.graph import Argument, Node, Ref
+from graphgrow.graph import Argument, ByMode, Lowest, Node, Ref
 from graphgrow.prove.cells import ANY, SAME, ZERO, Cells, scale, scaled
 from graphgrow.prove.rows.base import Context, Value, all_same, flat, row
+from graphgrow.sizes import Size
 
 
 @row("pointwise")
@@ -18,7 +19,7 @@ def _pointwise(context: Context, node: Node) -> Value:
     """Cell by cell. Old: the same where all operands are. New: zero as the operator's row in the table says."""
     arguments = node.args[1:2] if node.op == "by_mode" else flat(node.args)
     old = context.layout.is_old(context.axes.terms[node.name])
-    given = [a for a in arguments if isinstance(a, Ref) or (isinstance(a, int | float) and not isinstance(a, bool))]
+    given = [a for a in arguments if isinstance(a, Ref | int | float | Size | ByMode | Lowest)]
     found = [context.spread(context.facts(a), old.shape, old) for a in given if isinstance(a, Ref)]
     kept = _combined(node, found, given)
     zeros = _zeros(ops.TABLE[node.op].zero, node, given, found, old.shape)

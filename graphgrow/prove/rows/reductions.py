@@ -43,7 +43,8 @@ def _reduction(context: Context, node: Node) -> Value:
     else:
         keeps_zero = node.op.startswith(("aten.amax", "aten.amin", "aten.linalg", "aten.norm", "aten.max", "aten.min"))
         result = np.where((facts == SAME) | ((facts == ZERO) & keeps_zero), facts, ANY).reshape(shape).astype(np.int16)
-    return result if names else tuple(result for _ in context.axes.several[node.name])
+    indices = np.where(result == SAME, SAME, ANY).astype(np.int16)
+    return result if names else (result, *(indices for _ in context.axes.several[node.name][1:]))
 
 
 @row("along", "ordered", "sort", "topk", "diff", "flip", "roll", "triangle")
@@ -90,8 +91,9 @@ def _layer_norm(context: Context, node: Node) -> Value:
 def _batch_norm(context: Context, node: Node) -> Value:
     """Channel by channel, (x - mean) / std * weight + bias: zero where weight and bias are, or x, mean and bias."""
     old = context.layout.is_old(context.terms(node.args[0]))
-    if node.op.startswith("aten.instance_norm") and context.grown(context.terms(node.args[0])[2:]):
-        return np.full(old.shape, ANY, dtype=np.int16)  # its statistics may be those of the space it is given
+    terms = context.terms(node.args[0])
+    if context.grown((*terms[:1], *terms[2:])):
+        return np.full(old.shape, ANY, dtype=np.int16)  # its statistics may be those of the input it is given
     shape = [1] * old.ndim
     shape[1] = -1
     facts = [context.facts(node.args[0])]
@@ -130,4 +132,4 @@ def _pool(context: Context, node: Node) -> Value:
     if any((context.facts(a) != SAME).any() for a in node.args[1:] if isinstance(a, Ref)):  # a grid to sample at
         facts = np.full_like(facts, ANY)
     kept = np.where(facts > SAME, ANY, facts).reshape(context.layout.shape(terms)).astype(np.int16)
-    return (kept, kept) if several else kept
+    return (kept, np.where(kept == SAME, SAME, ANY).astype(np.int16)) if several else kept

@@ -39,8 +39,8 @@ from graphgrow.graph import (
     Type,
 )
 from graphgrow.sizes import Dim, Size
-from graphgrow.trace.canonical import canonical
-from graphgrow.trace.draft import Draft, clean_input
+from graphgrow.tracing.canonical import canonical
+from graphgrow.tracing.draft import Draft, clean_input
 
 DROPPED = {
     "aten._assert_tensor_metadata.default",

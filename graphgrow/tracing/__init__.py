@@ -13,12 +13,12 @@ from torch.export import ExportedProgram
 from graphgrow.errors import OptionError, TraceError
 from graphgrow.graph import Graph, Kind
 from graphgrow.program import Program
-from graphgrow.trace.agreement import require_agreement
-from graphgrow.trace.capture import Captured, bind, capture
-from graphgrow.trace.convert import Converted, convert
-from graphgrow.trace.merge import merge
-from graphgrow.trace.source import Model, resolve
-from graphgrow.trace.tensors import Named, named, renamed, snapshot
+from graphgrow.tracing.agreement import require_agreement
+from graphgrow.tracing.capture import Captured, bind, capture
+from graphgrow.tracing.convert import Converted, convert
+from graphgrow.tracing.merge import merge
+from graphgrow.tracing.source import Model, resolve
+from graphgrow.tracing.tensors import Named, named, renamed, snapshot
 
 __all__ = ["trace"]
 

@@ -17,7 +17,7 @@ from graphgrow.errors import TraceError
 from graphgrow.graph import Argument, ByMode, Dtype, Node, Ref, TensorType
 
 if TYPE_CHECKING:
-    from graphgrow.trace.convert import Draft
+    from graphgrow.tracing.convert import Draft
 
 Rule = Callable[["Draft", Node], Argument]
 RULES: dict[str, Rule] = {}

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from graphgrow import files
 from graphgrow.errors import FileError, OptionError, TraceError
 from graphgrow.program import Program
-from graphgrow.trace import huggingface
+from graphgrow.tracing import huggingface
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _SOURCES = "give a module, a 'pkg.module:factory', a Hugging Face folder or a .pt file"
