@@ -1,5 +1,5 @@
 """The program's module against the eager model it was traced from: forward and backward in training mode, dropout on,
-all threads, in turns. The same weights, inputs and loss.
+in turns. The same weights, inputs and loss.
 """
 
 from __future__ import annotations
