@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Fill = Literal["free", "zero", "one", "mean"]
+Fill = Literal["zero", "mean", "copy", "positive", "scaled"]
 
 
 class _Value(BaseModel):
@@ -14,12 +14,13 @@ class _Value(BaseModel):
 
 
 class Constraint(_Value):
-    """One new block of a parameter and what it must hold for the proof to go through."""
+    """One block of a parameter and what it must hold for the proof to go through."""
 
     parameter: str
-    dim: int  # the parameter's dimension that grew
+    dim: int  # the parameter's dimension that grew; -1 for its old block
     axis: str  # the axis, by its name for people
     fill: Fill
+    text: str = ""  # the same with its factor: "0.816497 times the same"
     reason: str = ""  # the operator that needs it
 
 

@@ -77,6 +77,13 @@ def _grouped(size: Dim) -> str:
     return str(size) if plain and not str(size).startswith("-") else f"({size})"
 
 
+def number(size: Dim) -> int:
+    """A size that is a number. Raises TypeError for a dynamic one."""
+    if not isinstance(size, int):
+        raise TypeError(f"the size {size} is dynamic")
+    return size
+
+
 def symbol(name: str) -> Size:
     """The dynamic size called `name`."""
     return Size((((Symbol(name),), 1),))

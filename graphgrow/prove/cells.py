@@ -1,15 +1,16 @@
-"""Tensors as small arrays of facts: every dimension cut into cells, each all old or all new.
+"""How tensors fall into cells: every dimension is cut so that each cell is all old or all new.
 
 When atoms grow, a dimension falls into one cell per monomial of its term, old or new: a grown atom is (old, new), a
-product all combinations, a sum one after the other; a term without a grown atom is one cell. Facts are small numbers,
-so a tensor's abstract value is a little integer array.
+product all combinations, a sum one after the other; a term without a grown atom is one cell. A tensor's abstract value
+is a little array with one fact per cell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TypeAlias
+from itertools import product as cartesian
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,36 +19,15 @@ from graphgrow import sizes
 from graphgrow.axes import Atom, Product, Sum, Term
 from graphgrow.sizes import Dim
 
-Cells: TypeAlias = NDArray[np.int16]
 
-# Facts. Numbers from SAME up stand for multiples of the original: see `scaled`.
-ANY, ZERO, SAME = 0, 1, 2
-_scales: list[float] = [1.0]
+class Cell(NamedTuple):
+    """One cell of a dimension: `origin` is the old cell whose units it would copy, `ratio` how many units it has to
+    one of those, `whole` whether it would hold complete copies of them."""
 
-
-def scaled(factor: float) -> int:
-    """The fact that a block is `factor` times the original's."""
-    for index, known in enumerate(_scales):
-        if abs(known - factor) <= 1e-12 * abs(factor):
-            return SAME + index
-    _scales.append(factor)
-    return SAME + len(_scales) - 1
-
-
-def scale(fact: int) -> float:
-    """The factor of a `scaled` fact."""
-    return _scales[fact - SAME]
-
-
-def text(fact: int) -> str:
-    """A fact for people."""
-    names = {ANY: "anything", ZERO: "zero", SAME: "the same"}
-    return names.get(fact) or f"{scale(fact):g} times the same"
-
-
-def join(facts: Sequence[int]) -> int:
-    """What holds for several blocks together."""
-    return int(facts[0]) if len(set(facts)) == 1 else ANY
+    old: bool
+    origin: int
+    ratio: float = 1.0
+    whole: bool = True
 
 
 class Layout:
@@ -55,25 +35,39 @@ class Layout:
 
     def __init__(self, grown: Mapping[Atom, Dim]) -> None:
         self.grown = dict(grown)
+        self.cells = lru_cache(maxsize=None)(self._cells)
         self.old = lru_cache(maxsize=None)(self._old)
 
     def touches(self, term: Term) -> bool:
         """Whether a grown atom is in the term."""
         return any(atom in self.grown for atom in term.atoms)
 
+    def _cells(self, term: Term) -> tuple[Cell, ...]:
+        if not self.touches(term):
+            return (Cell(True, 0),)
+        if isinstance(term, Atom):
+            old, new = sizes.number(term.size), sizes.number(self.grown[term])
+            return (Cell(True, 0), Cell(False, 0, (new - old) / old, (new - old) % old == 0))
+        parts = [self.cells(part) for part in term.parts]
+        if isinstance(term, Sum):
+            starts = np.cumsum([0, *(len(part) for part in parts)])
+            return tuple(
+                cell._replace(origin=cell.origin + int(start))
+                for part, start in zip(parts, starts, strict=False)
+                for cell in part
+            )
+        found: list[Cell] = []
+        for chosen in cartesian(*parts):
+            origin = 0
+            for cell, part in zip(chosen, parts, strict=True):
+                origin = origin * len(part) + cell.origin
+            ratio = float(np.prod([cell.ratio for cell in chosen]))
+            found.append(Cell(all(c.old for c in chosen), origin, ratio, all(c.whole for c in chosen)))
+        return tuple(found)
+
     def _old(self, term: Term) -> tuple[bool, ...]:
         """For every cell of the term, whether it is old."""
-        if not self.touches(term):
-            return (True,)
-        if isinstance(term, Atom):
-            return (True, False)
-        parts = [self.old(part) for part in term.parts]
-        if isinstance(term, Sum):
-            return tuple(flag for part in parts for flag in part)
-        flags: tuple[bool, ...] = (True,)
-        for part in parts:
-            flags = tuple(a and b for a in flags for b in part)
-        return flags
+        return tuple(cell.old for cell in self.cells(term))
 
     def shape(self, terms: Sequence[Term]) -> tuple[int, ...]:
         """The number of cells per dimension."""

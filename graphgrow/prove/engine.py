@@ -1,24 +1,25 @@
-"""The prover: facts flow forward through the graph, demands backward, and constraints are dropped while it still holds.
+"""The prover: facts flow forward through the graph, and constraints are dropped while every output stays the same.
 
-`Prover(axes, grown)` asks: if these atoms take these sizes, the old blocks of every parameter stay, and the new blocks
-hold what is assigned to them, are all outputs the same? If so, the run is a proof for every value of the ANY blocks.
-Every step costs time linear in the graph: relaxing one block stops at the first cell whose loss would reach an output.
+`Prover(axes, grown)` asks: if these atoms take these sizes, and blocks of parameters and numbers in the graph hold what
+an `Assignment` says of them, are all outputs the same? If so, the run is a proof for every value of the free blocks.
+Every step costs time linear in the graph: setting one block free is undone at the first old value that is lost.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from graphgrow import ops
-from graphgrow.axes import Atom, Axes
+from graphgrow.axes import Atom, Axes, Term
 from graphgrow.graph import Node, Ref, TensorType
-from graphgrow.prove.cells import ANY, SAME, ZERO, Cells, Layout, text
-from graphgrow.prove.rows import ROWS, Context, Value, plain
+from graphgrow.prove.cells import Layout
+from graphgrow.prove.facts import ANY, POSITIVE, SAME, UNDEFINED, ZERO, Cells, free, kind, text
+from graphgrow.prove.rows import ROWS, Context, Number, Value, plain
 from graphgrow.sizes import Dim
 
 Place = tuple[int, ...]
@@ -26,7 +27,7 @@ Place = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Block:
-    """One new block of a parameter: its cell, and the dimensions that make it new."""
+    """One block of a parameter: its cell, and the dimensions that make it new (none: an old one)."""
 
     parameter: str
     cell: Place
@@ -34,17 +35,26 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Derivation:
-    """The outcome: whether every output is the same, and for which assignment of the new blocks.
+class Assignment:
+    """What blocks hold: new ones (free when not listed) and old ones (the same when not listed); and by how much
+    numbers in the graph are multiplied."""
 
-    `needed` gives, for every block that must be zero, the operator that needs it. `steps` counts the nodes that hold
-    new units."""
+    blocks: Mapping[Block, int] = field(default_factory=dict[Block, int])
+    numbers: Mapping[Number, float] = field(default_factory=dict[Number, float])
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """The outcome: whether every output is the same, and for which assignment.
+
+    `needed` gives, for every new block that can't be free, the operator that needs it. `steps` counts the nodes that
+    hold new units."""
 
     holds: bool
     why: str
-    assignment: Mapping[Block, int]
-    needed: Mapping[Block, str]
-    steps: int
+    assignment: Assignment
+    needed: Mapping[Block, str] = field(default_factory=dict[Block, str])
+    steps: int = 0
 
 
 class Prover:
@@ -59,57 +69,197 @@ class Prover:
         self.touched = {node.name for node in self.graph.nodes if self._touches(node)}
         self.outputs = frozenset(self.graph.output_names)
 
+    def shapes(self, name: str) -> Sequence[Sequence[Term]]:
+        """The terms of a node's tensors, one or several."""
+        return self.axes.several.get(name) or (self.axes.terms.get(name, ()),)
+
     def _touches(self, node: Node) -> bool:
-        shapes = self.axes.several.get(node.name, (self.axes.terms.get(node.name, ()),))
-        return any(self.layout.touches(term) for shape in shapes for term in shape)
+        return any(self.layout.touches(term) for shape in self.shapes(node.name) for term in shape)
+
+    @cached_property
+    def live(self) -> frozenset[str]:
+        """The nodes that outputs depend on in evaluation mode."""
+        found = set(self.outputs)
+        for node in reversed(self.graph.nodes):
+            if node.name in found:
+                operands = [node.args[1]] if node.op == "by_mode" else [Ref(name) for name in node.operands()]
+                found.update(operand.name for operand in operands if isinstance(operand, Ref))
+        return frozenset(found)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The new blocks of all parameters, in the order in which the graph first uses the parameters."""
-        found: list[tuple[int, Block]] = []
+        """The new blocks of all parameters: matrices first, then vectors, in the order of their first use. What can
+        only be one or the other (an input of a matrix, or the bias of the norm before it) is free in the matrix."""
+        found: list[tuple[bool, int, Block]] = []
         for name, node in self.graph.parameters.items():
             if node.name not in self.touched:
                 continue
-            terms = self.axes.terms[node.name]
             first = min((self.order[user.name] for user in self.graph.users[node.name]), default=0)
-            for cell in np.ndindex(self.layout.shape(terms)):
-                dims = tuple(d for d, term in enumerate(terms) if not self.layout.old(term)[cell[d]])
-                if dims:
-                    found.append((first, Block(name, cell, dims)))
-        return tuple(block for _, block in sorted(found, key=lambda item: item[0]))
+            found += [(len(node.shape) < 2, first, block) for block in self.blocks_of(name) if block.dims]
+        return tuple(block for *_, block in sorted(found, key=lambda item: item[:2]))
 
-    @cached_property
-    def positive(self) -> frozenset[str]:
-        """Buffers that must be positive for the operator that reads them to be defined: variances."""
-        nodes = {
-            str(node.args[4].name)
-            for node in self.graph.nodes
-            if ops.kind(node.op) == "batch_norm" and isinstance(node.args[4], Ref)
-        }
-        return frozenset(name for name, node in self.graph.parameters.items() if node.name in nodes)
+    def blocks_of(self, parameter: str) -> Iterator[Block]:
+        """All blocks of a parameter, old ones too."""
+        terms = self.axes.parameters[parameter]
+        for cell in np.ndindex(self.layout.shape(terms)):
+            dims = tuple(d for d, term in enumerate(terms) if not self.layout.old(term)[cell[d]])
+            yield Block(parameter, cell, dims)
 
-    def derive(self, start: Mapping[Block, int] | None = None) -> Derivation:
-        """A minimal set of blocks that must be zero: those of `start` (default: all) are, then each is set free if the
-        proof survives."""
-        if start is None:
-            start = {block: ANY if block.parameter in self.positive else ZERO for block in self.blocks}
+    # One assignment
+
+    def forward(self, assignment: Assignment) -> str:
+        """Facts of every node. Returns the first node that loses an old value which outputs depend on, or ''."""
+        self.begin(assignment)
+        for node in self.graph.nodes:
+            self.step(node)
+            if self.lost(node.name):
+                return node.name
+        return ""
+
+    def begin(self, assignment: Assignment) -> None:
+        """Forget all facts and take those of the parameters from an assignment."""
+        self.values.clear()
+        self.context.numbers = dict(assignment.numbers)
+        self.given: dict[str, list[tuple[Place, int]]] = {}
+        for block, fact in assignment.blocks.items():
+            self.given.setdefault(block.parameter, []).append((block.cell, fact))
+
+    def step(self, node: Node) -> None:
+        """The facts of one node from those of its operands."""
+        self.values[node.name] = self._parameter(node) if node.op == "parameter" else self.evaluate(node)
+
+    def _parameter(self, node: Node) -> Value:
+        given = self.given.get(str(node.args[0]))
+        if given is None and node.name not in self.touched:
+            return _same(len(node.shape))
+        cells = np.where(self.layout.is_old(self.axes.terms[node.name]), SAME, ANY).astype(np.int16)
+        for cell, fact in given or ():
+            cells[cell] = fact
+        return cells
+
+    def evaluate(self, node: Node) -> Value:
+        """The facts of a node that is no parameter."""
+        if node.op == "input":
+            if node.name in self.touched:
+                return np.where(self.layout.is_old(self.axes.terms[node.name]), SAME, ANY).astype(np.int16)
+            return _same(len(node.shape))
+        if not isinstance(node.type, TensorType | tuple):
+            return _same(0)
+        operands = list(node.operands())
+        quiet = node.name not in self.touched and not any(name in self.touched for name in operands)
+        if quiet and node.name not in self._scaled and all(_is_same(self.values[name]) for name in operands):
+            if isinstance(node.type, tuple):
+                return tuple(_same(len(shape)) for shape in self.axes.several[node.name])
+            return _same(len(node.shape))
+        return ROWS.get(ops.kind(node.op), plain)(self.context, node)
+
+    @property
+    def _scaled(self) -> set[str]:
+        return {name for name, _ in self.context.numbers} if self.context.numbers else set()
+
+    def old_facts(self, name: str) -> set[int]:
+        """What the old cells of a node hold."""
+        value = self.values[name]
+        if _is_same(value):
+            return {SAME}
+        pairs = zip(parts(value), self.shapes(name), strict=True)
+        return {int(fact) for part, terms in pairs for fact in part[self.layout.is_old(terms)]}
+
+    def lost(self, name: str) -> bool:
+        """Whether an output depends on a node one of whose old cells no longer follows from the original."""
+        return name in self.live and any(fact < SAME or kind(fact) == "mean" for fact in self.old_facts(name))
+
+    def failure(self) -> str:
+        """Why outputs are not the same once all facts are known. Empty when they are."""
+        for node in self.graph.inputs:
+            if node.name in self.touched:
+                return f"the axis is seen in the input {node.name}"
+        for name in self.graph.output_names:
+            if name in self.touched:
+                return f"the axis is seen in the output {name}"
+            if not _is_same(self.values[name]):
+                return f"the output {name} is {_text(self.values[name])}"
+        return ""
+
+    def explain(self, name: str) -> str:
+        """What happens at the node that loses old values."""
+        node = self.graph[name]
+        where = f" ({node.source})" if node.source else f" ({node.name})"
+        over = [str(operand) for operand in node.operands() if not _is_same(self.values[operand])]
+        facts = ", ".join(f"{operand}: {_text(self.values[operand])}" for operand in over[:3])
+        return f"{node.op}{where} mixes new units into old values; it reads {facts or 'what changed before'}"
+
+    # The least assignment
+
+    def derive(self, start: Assignment | None = None) -> Derivation:
+        """A minimal assignment: from `start`, or else one that is proposed, new blocks are set free while the proof
+        survives."""
         for atom in self.layout.grown:
             if atom in self.axes.frozen:
-                return Derivation(False, f"a frozen axis: {self.axes.frozen[atom][0]}", start, {}, len(self.touched))
-        self.forward(start)
-        failure = self.failure()
-        if failure:
-            return Derivation(False, failure, start, {}, len(self.touched))
-        fatal = self._fatal()
-        assignment, needed = dict(start), dict[Block, str]()
+                return Derivation(False, f"a frozen axis: {self.axes.frozen[atom][0]}", start or Assignment())
+        if start is None:
+            from graphgrow.prove.propose import proposals
+
+            start, why = proposals(self)
+        else:
+            place = self.forward(start)
+            why = self.explain(place) if place else self.failure()
+        if why:
+            return Derivation(False, why, start, steps=len(self.touched))
+        blocks, needed = dict(start.blocks), dict[Block, str]()
         for block in self.blocks:
-            if assignment.get(block) == ZERO:
-                reason = self._relax(block, fatal)
-                if reason is None:
-                    assignment[block] = ANY
-                else:
+            if not free(blocks.get(block, ANY)):
+                reason, undefined = self._relax(block, ANY)
+                if undefined and not self._relax(block, POSITIVE)[0]:
+                    blocks[block], needed[block] = POSITIVE, reason
+                elif reason:
                     needed[block] = reason
-        return Derivation(True, self._summary(), assignment, needed, len(self.touched))
+                else:
+                    blocks[block] = ANY
+            elif blocks.get(block) == POSITIVE:
+                needed[block] = "must be positive"
+        why = f"every output is the same; {len(self.touched)} of {len(self.graph.nodes)} nodes hold new units"
+        return Derivation(True, why, Assignment(blocks, start.numbers), needed, len(self.touched))
+
+    def _relax(self, block: Block, fact: int) -> tuple[str, bool]:
+        """Set one block free and carry the change on. If an old value is lost, undo it and name the operator that loses
+        it, and tell whether it is because what it read is not defined."""
+        node = self.graph.parameters[block.parameter]
+        cells = np.array(self.values[node.name])
+        cells[block.cell] = fact
+        undo = {node.name: self.values[node.name]}
+        self.values[node.name] = cells
+        for user in self.carry([node.name], undo):
+            if self.lost(user) or (user in self.outputs and not _is_same(self.values[user])):
+                undefined = UNDEFINED in self.old_facts(user)
+                self.values.update(undo)
+                found = self.graph[user]
+                return f"{found.op} ({found.source or found.name})", undefined
+        return "", False
+
+    def carry(self, changed: Sequence[str], undo: dict[str, Value], until: int | None = None) -> Iterator[str]:
+        """Evaluate again what follows from changed nodes (up to the node numbered `until`); yields each node whose
+        facts change, and keeps the facts from before in `undo`."""
+        waiting = sorted({self.order[user.name] for name in changed for user in self.graph.users[name]})
+        last = -1
+        while waiting:
+            index = heapq.heappop(waiting)
+            if index == last or (until is not None and index > until):
+                continue
+            last = index
+            user = self.graph.nodes[index]
+            if user.name not in self.values:
+                continue
+            now, before = self.evaluate(user), self.values[user.name]
+            if all(np.array_equal(a, b) for a, b in zip(parts(now), parts(before), strict=True)):
+                continue
+            undo.setdefault(user.name, before)
+            self.values[user.name] = now
+            yield user.name
+            for following in self.graph.users[user.name]:
+                heapq.heappush(waiting, self.order[following.name])
+
+    # All axes at once
 
     def obstacles(self) -> dict[Atom, str]:
         """The grown axes that keep the proof from going through even with all new blocks zero, each with the place.
@@ -117,185 +267,46 @@ class Prover:
         One walk: where old values are lost first, the axes that the operator reads are noted, and the walk goes on as
         if they had not been."""
         found: dict[Atom, str] = {}
-        self.forward({block: ANY if block.parameter in self.positive else ZERO for block in self.blocks}, found)
+        scaled_by: dict[str, set[Atom]] = {}
+        self.begin(Assignment(dict.fromkeys(self.blocks, ZERO)))
+        for node in self.graph.nodes:
+            self.step(node)
+            if node.op != "parameter":
+                self._heal(node, found, scaled_by)
         for name in self.outputs & self.touched:
             for atom in self._grown_in(name):
                 found.setdefault(atom, f"it is seen in the output {name}")
-        for name in self._grown_inputs():
-            for atom in self._grown_in(name):
-                found.setdefault(atom, f"it is seen in the input {name}")
+        for node in self.graph.inputs:
+            for atom in self._grown_in(node.name):
+                found.setdefault(atom, f"it is seen in the input {node.name}")
         return found
 
-    def _grown_inputs(self) -> list[str]:
-        return [node.name for node in self.graph.inputs if node.name in self.touched]
-
     def _grown_in(self, *names: str) -> list[Atom]:
-        shapes = [shape for name in names for shape in self.axes.several.get(name, (self.axes.terms.get(name, ()),))]
+        shapes = [shape for name in names for shape in self.shapes(name)]
         return [atom for shape in shapes for term in shape for atom in term.atoms if atom in self.layout.grown]
 
     def _heal(self, node: Node, found: dict[Atom, str], scaled_by: dict[str, set[Atom]]) -> None:
         """Note which axes made `node` lose old values, and give them back. `scaled_by` remembers, for values that are
         a multiple of the old ones, which axes made them so."""
-        if self._old_facts(node.name) == {SAME}:
+        if self.old_facts(node.name) == {SAME}:
             return
         blamed = set(self._grown_in(*node.operands())).union(*(scaled_by.get(name, ()) for name in node.operands()))
         scaled_by[node.name] = blamed
-        if not self._lost(node.name):
+        if not self.lost(node.name):
             return
         where = f"{node.op} ({node.source or node.name}) mixes its units into old values"
         for atom in scaled_by.get(node.name, ()):
             found.setdefault(atom, where)
-        shapes = self.axes.several.get(node.name, (self.axes.terms.get(node.name, ()),))
         value = self.values[node.name]
         healed = tuple(
             np.where(self.layout.is_old(terms), SAME, part).astype(np.int16)
-            for part, terms in zip(_parts(value), shapes, strict=True)
+            for part, terms in zip(parts(value), self.shapes(node.name), strict=True)
         )
         self.values[node.name] = healed if isinstance(value, tuple) else healed[0]
 
-    def _summary(self) -> str:
-        return f"every output is the same; {len(self.touched)} of {len(self.graph.nodes)} nodes hold new units"
 
-    def forward(self, assignment: Mapping[Block, int], obstacles: dict[Atom, str] | None = None) -> None:
-        """Facts of every node for the facts of the new blocks. With `obstacles`, losses are noted there and healed."""
-        self.values.clear()
-        scaled_by: dict[str, set[Atom]] = {}
-        given: dict[str, list[tuple[Place, int]]] = {}
-        for block, fact in assignment.items():
-            given.setdefault(block.parameter, []).append((block.cell, fact))
-        for node in self.graph.nodes:
-            if node.op == "parameter" and node.name in self.touched:
-                cells = np.full(self.layout.shape(self.axes.terms[node.name]), SAME, dtype=np.int16)
-                cells[~self.layout.is_old(self.axes.terms[node.name])] = ANY
-                for cell, fact in given.get(str(node.args[0]), []):
-                    cells[cell] = fact
-                self.values[node.name] = cells
-            else:
-                self.values[node.name] = self.evaluate(node)
-                if obstacles is not None:
-                    self._heal(node, obstacles, scaled_by)
-
-    def evaluate(self, node: Node) -> Value:
-        """The facts of one node from those of its operands."""
-        if node.op in ("input", "parameter"):
-            if node.name in self.touched:
-                flags = self.layout.is_old(self.axes.terms[node.name])
-                return np.where(flags, SAME, ANY).astype(np.int16)
-            return _same(len(node.shape))
-        if not isinstance(node.type, TensorType | tuple):
-            return _same(0)
-        names = {node.name, *node.operands()}
-        if not names & self.touched and all(_is_same(self.values[name]) for name in node.operands()):
-            if isinstance(node.type, tuple):
-                return tuple(_same(len(shape)) for shape in self.axes.several[node.name])
-            return _same(len(node.shape))
-        return ROWS.get(ops.kind(node.op), plain)(self.context, node)
-
-    def failure(self) -> str:
-        """Why the proof does not go through: the first place where an old value is lost. Empty when it does."""
-        for name in self._grown_inputs():
-            return f"the axis is seen in the input {name}"
-        for name in self.graph.output_names:
-            value = self.values[name]
-            if not _is_same(value):
-                return self._explain(name)
-        return ""
-
-    def _explain(self, output: str) -> str:
-        if output in self.touched:
-            return f"the axis is seen in the output {output}"
-        place = output
-        while True:
-            node = self.graph[place]
-            lost = [n for n in node.operands() if self._lost(n)]
-            if not lost:
-                break
-            place = min(lost, key=lambda n: self.order[n])
-        where = f" ({node.source})" if node.source else f" ({node.name})"
-        over = [str(name) for name in node.operands() if name in self.touched]
-        facts = ", ".join(f"{name}: {_text(self.values[name])}" for name in over[:3])
-        return f"{node.op}{where} mixes new units into old values; it reads {facts or 'what changed before'}"
-
-    def _old_facts(self, name: str) -> set[int]:
-        """What the old cells of a node hold."""
-        value = self.values[name]
-        if _is_same(value):
-            return {SAME}
-        shapes = self.axes.several.get(name, (self.axes.terms.get(name, ()),))
-        pairs = zip(_parts(value), shapes, strict=True)
-        return {int(fact) for part, terms in pairs for fact in part[self.layout.is_old(terms)]}
-
-    def _lost(self, name: str) -> bool:
-        """Whether an old cell of a node is neither the same nor a multiple."""
-        return any(fact < SAME for fact in self._old_facts(name))
-
-    def _fatal(self) -> dict[str, list[np.ndarray]]:
-        """For every node the cells whose loss alone would reach an output. Walks the graph once, backward."""
-        fatal: dict[str, list[np.ndarray]] = {}
-        for node in reversed(self.graph.nodes):
-            value = self.values[node.name]
-            parts = value if isinstance(value, tuple) else (value,)
-            marks = [np.full(part.shape, node.name in self.outputs) for part in parts]
-            fatal[node.name] = marks
-            if node.name in self.outputs:
-                continue
-            users = self.graph.users[node.name]
-            for part, (facts, mark) in enumerate(zip(parts, marks, strict=True)):
-                for cell in np.ndindex(facts.shape):
-                    if facts[cell] != ANY:
-                        mark[cell] = self._reaches(node.name, part, cell, users, fatal)
-        return fatal
-
-    def _reaches(
-        self, name: str, part: int, cell: Place, users: Sequence[Node], fatal: Mapping[str, list[np.ndarray]]
-    ) -> bool:
-        before = self.values[name]
-        changed = [np.array(p) for p in (before if isinstance(before, tuple) else (before,))]
-        changed[part][cell] = ANY
-        self.values[name] = tuple(changed) if isinstance(before, tuple) else changed[0]
-        try:
-            return any(self._spoils(user, fatal) for user in users)
-        finally:
-            self.values[name] = before
-
-    def _spoils(self, user: Node, fatal: Mapping[str, list[np.ndarray]]) -> bool:
-        """Whether evaluating `user` again loses a cell whose loss is fatal."""
-        now, before = self.evaluate(user), self.values[user.name]
-        pairs = zip(_parts(now), _parts(before), fatal[user.name], strict=True)
-        return any(bool(((a != b) & mark).any()) for a, b, mark in pairs)
-
-    def _relax(self, block: Block, fatal: Mapping[str, list[np.ndarray]]) -> str | None:
-        """Set one block free and carry the change on. If something fatal is lost, undo it and name the operator that
-        first loses an old value."""
-        node = self.graph.parameters[block.parameter]
-        undo: dict[str, Value] = {node.name: self.values[node.name]}
-        cells = np.array(self.values[node.name])
-        cells[block.cell] = ANY
-        self.values[node.name] = cells
-        doomed = False
-        waiting = [self.order[user.name] for user in self.graph.users[node.name]]
-        heapq.heapify(waiting)
-        while waiting:
-            index = heapq.heappop(waiting)
-            if waiting and waiting[0] == index:
-                continue
-            user = self.graph.nodes[index]
-            now, before = self.evaluate(user), self.values[user.name]
-            if all(np.array_equal(a, b) for a, b in zip(_parts(now), _parts(before), strict=True)):
-                continue
-            undo.setdefault(user.name, before)
-            self.values[user.name] = now
-            pairs = zip(_parts(now), _parts(before), fatal[user.name], strict=True)
-            doomed = doomed or any(bool(((a != b) & mark).any()) for a, b, mark in pairs)
-            if user.name in self.outputs or (doomed and self._lost(user.name)):
-                self.values.update(undo)
-                return f"{user.op} ({user.source or user.name})"
-            for following in self.graph.users[user.name]:
-                heapq.heappush(waiting, self.order[following.name])
-        return None
-
-
-def _parts(value: Value) -> tuple[Cells, ...]:
+def parts(value: Value) -> tuple[Cells, ...]:
+    """The facts of a node's tensors, one or several."""
     return value if isinstance(value, tuple) else (value,)
 
 
@@ -307,11 +318,11 @@ def _same(rank: int) -> Cells:
 
 
 def _is_same(value: Value) -> bool:
-    return all(part.size == 1 and part.flat[0] == SAME for part in _parts(value)) or all(
-        bool((part == SAME).all()) for part in _parts(value)
+    return all(part.size == 1 and part.flat[0] == SAME for part in parts(value)) or all(
+        bool((part == SAME).all()) for part in parts(value)
     )
 
 
 def _text(value: Value) -> str:
-    found = dict.fromkeys(int(f) for part in _parts(value) for f in part.reshape(-1))
+    found = dict.fromkeys(int(f) for part in parts(value) for f in part.reshape(-1))
     return " and ".join(text(fact) for fact in found)

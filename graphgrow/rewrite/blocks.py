@@ -1,18 +1,22 @@
-"""Views of a resized tensor: what stayed from the old one, and each block by its cell."""
+"""Resized tensors: what stays of the old one, and each new block by what it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from graphgrow.axes import Term
-from graphgrow.prove import Layout
-from graphgrow.rewrite.units import Resizing, runs, spans
+from graphgrow.axes import Atom, Sum, Term
+from graphgrow.errors import Refusal
+from graphgrow.prove import ANY, SAME, ZERO, Layout, free, kind, multiple
+from graphgrow.rewrite.units import Positions, Resizing, runs, spans
 
 View = tuple[Tensor, list[slice]]
+Place = tuple[int, ...]
+Fill = Callable[[Tensor, Sequence[slice], int], None]  # values for a free block: its view, where it is, its fact
 _BUFFER = 2**18  # values made at a time: what a core's cache holds
 
 
@@ -27,7 +31,7 @@ def kept_views(old: Tensor, new: Tensor, resizing: Resizing, terms: Sequence[Ter
 
 def view_cells(
     new: Tensor, terms: Sequence[Term], resizing: Resizing, layout: Layout
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], list[View]]]:
+) -> Iterator[tuple[Place, tuple[int, ...], list[View]]]:
     """Every cell of a resized tensor: its place, the dimensions in which it is new, its slices."""
     cells = [resizing.cells(layout, term) for term in terms]
     for cell in product(*(range(size) for size in layout.shape(terms))):
@@ -39,6 +43,68 @@ def view_cells(
                 view = view.narrow(dim, start, length)
             views.append((view, [slice(start, start + length) for start, length in chosen]))
         yield cell, dims, views
+
+
+def grown(
+    old: Tensor, new: Tensor, terms: Sequence[Term], resizing: Resizing, facts: Mapping[Place, int], fill: Fill
+) -> Tensor:
+    """`new` with the values that facts give it: the old units that stay, times what their block says, and new blocks;
+    `fill` makes those of free ones. Differentiable by `old`."""
+    for origin, target in kept_views(old, new, resizing, terms):
+        target.copy_(origin)
+    layout = resizing.layout
+    for cell, dims, views in view_cells(new, terms, resizing, layout):
+        number = facts.get(cell, ANY if dims else SAME)
+        if not dims and number == SAME:
+            continue
+        for view, at in views:
+            if free(number):
+                fill(view, at, number)
+            elif number == ZERO:
+                view.zero_()
+            elif dims:
+                view.copy_(derived(old, terms, resizing, number, at, dims))
+            else:
+                found = multiple(number)
+                view.mul_(found.scale).add_(found.shift)
+    return new
+
+
+def derived(
+    old: Tensor, terms: Sequence[Term], resizing: Resizing, number: int, at: Sequence[slice], dims: Sequence[int]
+) -> Tensor:
+    """What a fact says a new block holds at some place: copies of old units, or their mean."""
+    found = multiple(number)
+    origins = [resizing.copied(term)[part] for term, part in zip(terms, at, strict=True)]
+    if kind(number) == "mean":
+        for dim in dims:
+            origins[dim] = _averaged(terms[dim], int(origins[dim][0]))
+    values = old
+    for dim, positions in enumerate(origins):
+        values = _picked(values, dim, positions)
+    if kind(number) == "mean":
+        values = values.double().mean(tuple(dims), keepdim=True).to(old.dtype)
+    return values * found.scale + found.shift
+
+
+def _picked(values: Tensor, dim: int, positions: Positions) -> Tensor:
+    start, length = int(positions[0]), len(positions)
+    if int(positions[-1]) - start == length - 1 and (np.diff(positions) == 1).all():
+        return values.narrow(dim, start, length)
+    return values.index_select(dim, torch.as_tensor(positions))
+
+
+def _averaged(term: Term, position: int) -> Positions:
+    """The old positions of the axis, or of the part of a concatenation, that a position lies in."""
+    start = 0
+    for part in term.parts if isinstance(term, Sum) else (term,):
+        size = int(str(part.size))
+        if position < start + size:
+            if isinstance(part, Atom):
+                return np.arange(start, start + size)
+            break
+        start += size
+    raise Refusal(found=f"a mean over {term}, which is a product of axes", where="resize", fix="grow another axis")
 
 
 def fill_normal(view: Tensor, mean: float, deviation: float, generator: torch.Generator) -> None:

@@ -4,41 +4,45 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from graphgrow.axes import Atom, Axes, Sum, Term
+from graphgrow import ops
+from graphgrow.axes import Atom, Axes, Term
 from graphgrow.errors import Refusal
 from graphgrow.graph import Argument, Graph, Node, TensorType
 from graphgrow.program import Program
-from graphgrow.prove import Block, Layout
-from graphgrow.rewrite.blocks import fill_normal, kept_views, view_cells
+from graphgrow.prove import ANY, POSITIVE, SAME, Block, Number, multiple, scaled
+from graphgrow.rewrite.blocks import Fill, Place, derived, fill_normal, grown
 from graphgrow.rewrite.units import Positions, Resizing
 from graphgrow.sizes import Dim, add
 
 Init = Literal["scaled", "copy", "zero"]
-Fill = Literal["free", "zero", "one"]
 
 
 @dataclass(frozen=True)
 class Fills:
-    """What new blocks hold: `zero` where a proof needs it, `one` (positive, like the old values) for variances, and
-    otherwise values made by `init`: `scaled` like the old weights, `copy` of old units with noise, or `zero`."""
+    """What blocks hold (facts, see `prove`; free where not listed), and how free blocks start: `scaled` like the old
+    weights, `copy` of old units with noise, or `zero`. `numbers` are new values of numbers in the graph."""
 
-    blocks: Mapping[Block, Fill]
+    blocks: Mapping[Block, int] = field(default_factory=dict[Block, int])
     init: Init = "scaled"
     seed: int = 0
     noise: float = 0.01  # of `copy`, relative to the standard deviation of the old weights
+    numbers: Mapping[Number, float] = field(default_factory=dict[Number, float])
 
 
-def resize_graph(axes: Axes, sizes: Mapping[Atom, int]) -> Graph:
-    """The graph with every literal and type that holds a resized axis rewritten."""
+def resize_graph(axes: Axes, sizes: Mapping[Atom, int], numbers: Mapping[Number, float] | None = None) -> Graph:
+    """The graph with every literal and type that holds a resized axis rewritten, and other numbers as given."""
     graph = axes.graph
-    changes: dict[str, list[tuple[tuple[int | str, ...], Dim]]] = {}
+    changes: dict[str, list[tuple[tuple[int | str, ...], Dim | float]]] = {}
+    for (name, path), value in (numbers or {}).items():
+        changes.setdefault(name, []).append((path, value))
     for literal, terms in axes.literals:
         if any(atom in sizes for term in terms for atom in term.atoms):
             total = _total(terms, sizes, literal.offset)
@@ -50,6 +54,17 @@ def resize_graph(axes: Axes, sizes: Mapping[Atom, int]) -> Graph:
             changed = _with(changed, path, size)
         nodes.append(changed)
     return Graph(tuple(nodes), graph.outputs, graph.symbols)
+
+
+def literal(program: Program, place: Number) -> float:
+    """A number in the arguments of a node."""
+    name, (first, *rest) = place
+    node = program.graph[name]
+    value: Argument = node.args[int(rest[0])] if first == "args" else dict(node.kwargs)[str(first)]
+    if value is None and ops.kind(node.op) == "layer_norm":
+        return torch.finfo(getattr(torch, program.dtype)).eps  # what rms_norm takes then
+    assert isinstance(value, int | float)
+    return float(value)
 
 
 def _total(terms: Sequence[Term], sizes: Mapping[Atom, int], offset: int) -> Dim:
@@ -73,7 +88,7 @@ def _type(kind: object, terms: Sequence[Term], sizes: Mapping[Atom, int]) -> Ten
     return replace(kind, shape=tuple(term.resized(sizes) for term in terms))
 
 
-def _with(node: Node, path: Sequence[int | str], size: Dim) -> Node:
+def _with(node: Node, path: Sequence[int | str], size: Dim | float) -> Node:
     """The node with the argument at `path` exchanged."""
     if path[0] == "args":
         return replace(node, args=_put(node.args, path[1:], size))
@@ -81,11 +96,11 @@ def _with(node: Node, path: Sequence[int | str], size: Dim) -> Node:
     return replace(node, kwargs=kwargs)
 
 
-def _put(items: tuple[Argument, ...], path: Sequence[int | str], size: Dim) -> tuple[Argument, ...]:
+def _put(items: tuple[Argument, ...], path: Sequence[int | str], size: Dim | float) -> tuple[Argument, ...]:
     return tuple(_put_one(item, path[1:], size) if index == path[0] else item for index, item in enumerate(items))
 
 
-def _put_one(item: Argument, path: Sequence[int | str], size: Dim) -> Argument:
+def _put_one(item: Argument, path: Sequence[int | str], size: Dim | float) -> Argument:
     if path:
         assert isinstance(item, tuple)
         return _put(item, path, size)
@@ -100,13 +115,17 @@ def resize(program: Program, resizing: Resizing, fills: Fills) -> Program:
     axes = program.axes
     for atom in resizing.sizes:
         refuse_frozen(axes, atom)
-    layout = Layout({atom: size for atom, size in resizing.sizes.items() if size > int(str(atom.size))})
-    picks: Mapping[Atom, Positions] = _picks(resizing, fills.seed) if fills.init == "copy" else {}
+    copies = replace(resizing, picked=_picks(resizing, fills.seed)) if fills.init == "copy" else resizing
+    facts: dict[str, dict[Place, int]] = {}
+    for block, fact in fills.blocks.items():
+        facts.setdefault(block.parameter, {})[block.cell] = fact
     tensors = dict(program.tensors)
     for name, terms in axes.parameters.items():
-        if resizing.touches(terms):
-            tensors[name] = _resized(name, tensors[name], terms, (resizing, layout, fills, picks))
-    return program.replace(graph=resize_graph(axes, resizing.sizes), tensors=tensors)
+        known = facts.get(name, {})
+        if resizing.touches(terms) or any(fact != SAME for fact in known.values()):
+            maker = _Maker(name, tensors[name], terms, copies, fills, known)
+            tensors[name] = _resized(tensors[name], terms, resizing, known, maker)
+    return program.replace(graph=resize_graph(axes, resizing.sizes, fills.numbers), tensors=tensors)
 
 
 def refuse_frozen(axes: Axes, atom: Atom) -> None:
@@ -131,71 +150,49 @@ def _picks(resizing: Resizing, seed: int) -> Mapping[Atom, Positions]:
     return found
 
 
-def _resized(
-    name: str,
-    old: Tensor,
-    terms: Sequence[Term],
-    how: tuple[Resizing, Layout, Fills, Mapping[Atom, Positions]],
-) -> Tensor:
-    resizing, layout, fills, picks = how
+def _resized(old: Tensor, terms: Sequence[Term], resizing: Resizing, facts: Mapping[Place, int], fill: Fill) -> Tensor:
     shape = [resizing.number(term) for term in terms]
     if old.is_meta:
         return torch.empty(shape, dtype=old.dtype, device="meta", requires_grad=old.requires_grad)
-    new = torch.empty(shape, dtype=old.dtype)
     with torch.no_grad():
-        for origin, target in kept_views(old, new, resizing, terms):
-            target.copy_(origin)
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{fills.seed}:{name}".encode()))
-        for cell, dims, views in view_cells(new, terms, resizing, layout):
-            if dims:
-                maker = _Maker(old, fills.blocks.get(Block(name, cell, dims), "free"), fills, generator)
-                for view, at in views:
-                    maker(
-                        view,
-                        [_copied(picks, term)[part] for term, part in zip(terms, at, strict=True)] if picks else None,
-                    )
+        new = grown(old, torch.empty(shape, dtype=old.dtype), terms, resizing, facts, fill)
     return new.requires_grad_(old.requires_grad)
 
 
-def _copied(picks: Mapping[Atom, Positions], term: Term) -> Positions:
-    """For every new position of a term the old position that `copy` takes its values from."""
-    if isinstance(term, Atom):
-        return picks.get(term, np.arange(int(str(term.size))))
-    parts = [_copied(picks, part) for part in term.parts]
-    if isinstance(term, Sum):
-        starts = np.cumsum([0, *(int(str(part.size)) for part in term.parts)])
-        return np.concatenate([part + start for part, start in zip(parts, starts[:-1], strict=True)])
-    result = np.zeros(1, dtype=np.int64)
-    for part, inner in zip(term.parts, parts, strict=True):
-        result = (result[:, None] * int(str(part.size)) + inner[None, :]).reshape(-1)
-    return result
-
-
 class _Maker:
-    """Fills blocks of one parameter."""
+    """Fills free blocks of one parameter."""
 
-    def __init__(self, old: Tensor, fill: Fill, fills: Fills, generator: torch.Generator) -> None:
-        self.old, self.fill, self.fills, self.generator = old, fill, fills, generator
+    def __init__(
+        self,
+        name: str,
+        old: Tensor,
+        terms: Sequence[Term],
+        resizing: Resizing,
+        fills: Fills,
+        facts: Mapping[Place, int],
+    ) -> None:
+        self.old, self.terms, self.resizing, self.fills = old, terms, resizing, fills
+        self.generator = torch.Generator().manual_seed(zlib.crc32(f"{fills.seed}:{name}".encode()))
+        first = facts.get((0,) * len(terms), SAME)
+        self.now = multiple(first)  # what old units are multiplied by
 
-    def __call__(self, view: Tensor, origins: Sequence[Positions] | None) -> None:
-        plain = not view.is_floating_point() or (self.fill == "free" and self.fills.init == "zero")
-        if self.fill == "zero" or plain:
+    @cached_property
+    def statistics(self) -> tuple[float, float]:
+        """Mean and standard deviation of what the old units hold now, of an evenly spread sample."""
+        flat = self.old.detach().reshape(-1) if self.old.is_contiguous() else self.old.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 1_000_000)].double() * self.now.scale + self.now.shift
+        return float(sample.mean()), float(sample.std(unbiased=False))
+
+    def __call__(self, view: Tensor, at: Sequence[slice], fact: int) -> None:
+        if not view.is_floating_point() or (fact == ANY and self.fills.init == "zero"):
             view.zero_()
             return
-        mean, deviation = _statistics(self.old)
-        if self.fill == "one":
+        mean, deviation = self.statistics
+        if fact == POSITIVE:
             view.fill_(mean)
-        elif origins is not None:
-            view.copy_(self.old[np.ix_(*origins)])
-            view.add_(
-                torch.randn(view.shape, generator=self.generator, dtype=view.dtype), alpha=self.fills.noise * deviation
-            )
+        elif self.fills.init == "copy":
+            view.copy_(derived(self.old, self.terms, self.resizing, scaled(self.now.scale), at, ()))
+            noise = torch.randn(view.shape, generator=self.generator, dtype=view.dtype)
+            view.add_(noise, alpha=self.fills.noise * deviation)
         else:
             fill_normal(view, mean, deviation, self.generator)
-
-
-def _statistics(tensor: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation, of an evenly spread sample where there is much."""
-    flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().flatten()
-    sample = flat[:: max(1, flat.numel() // 1_000_000)].double()
-    return float(sample.mean()), float(sample.std(unbiased=False))

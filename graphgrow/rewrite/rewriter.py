@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from graphgrow.axes import Atom, Axes
 from graphgrow.errors import Refusal
 from graphgrow.program import Program
-from graphgrow.prove import ANY, ZERO, Block, Derivation, Prover
-from graphgrow.rewrite.resize import Fill, Fills, Init, refuse_frozen, resize
+from graphgrow.prove import Derivation, Prover
+from graphgrow.rewrite.resize import Fills, Init, literal, refuse_frozen, resize
 from graphgrow.rewrite.units import Resizing
 from graphgrow.sizes import total
 
@@ -49,13 +49,14 @@ class Rewriter:
                 where="the proof on this graph",
                 fix="choose other axes: `graphgrow axes` lists them",
             )
-        fills: dict[Block, Fill] = {block: _fill(prover, block, fact) for block, fact in derivation.assignment.items()}
-        self._resize(sizes, {}, Fills(fills, init, self.seed))
+        found = derivation.assignment
+        numbers = {place: literal(self.program, place) * factor for place, factor in found.numbers.items()}
+        self._resize(sizes, {}, Fills(found.blocks, init, self.seed, numbers=numbers))
         return derivation
 
     def shrink(self, kept: Mapping[Atom, Sequence[int]]) -> None:
         """Keep only the units listed of each axis. Promises nothing about the function."""
-        self._resize({atom: len(units) for atom, units in kept.items()}, kept, Fills({}))
+        self._resize({atom: len(units) for atom, units in kept.items()}, kept, Fills())
 
     def _resize(self, sizes: Mapping[Atom, int], kept: Mapping[Atom, Sequence[int]], fills: Fills) -> None:
         names = {named.atom: named.name for named in self.program.axes.named}
@@ -80,13 +81,6 @@ def _refuse_too_large(program: Program, sizes: Mapping[Atom, int]) -> None:
             where=_names(program.axes, sizes),
             fix="grow by less",
         )
-
-
-def _fill(prover: Prover, block: Block, fact: int) -> Fill:
-    if fact == ZERO:
-        return "zero"
-    assert fact == ANY
-    return "one" if block.parameter in prover.positive else "free"
 
 
 def _names(axes: Axes, sizes: Mapping[Atom, int]) -> str:

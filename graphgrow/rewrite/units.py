@@ -7,7 +7,8 @@ prover's layout it lies in. Both follow the term, so q + k + v, heads*key or hal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,17 @@ Positions = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Resizing:
-    """New sizes of atoms; `kept` lists the old units that stay, in their new order (default: the first)."""
+    """New sizes of atoms; `kept` lists the old units that stay, in their new order (default: the first), `picked` for
+    every unit the old one that a copy copies (default: one after the other)."""
 
     sizes: Mapping[Atom, int]
-    kept: Mapping[Atom, Sequence[int]]
+    kept: Mapping[Atom, Sequence[int]] = field(default_factory=dict[Atom, Sequence[int]])
+    picked: Mapping[Atom, Positions] = field(default_factory=dict[Atom, Positions])
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How terms fall into cells: by the axes that get larger."""
+        return Layout({atom: size for atom, size in self.sizes.items() if size > number(atom)})
 
     def touches(self, terms: Sequence[Term]) -> bool:
         return any(atom in self.sizes for term in terms for atom in term.atoms)
@@ -45,6 +53,21 @@ class Resizing:
             inner = self.source(part)
             joined = result[:, None] * number(part) + inner[None, :]
             result = np.where((result[:, None] >= 0) & (inner[None, :] >= 0), joined, -1).reshape(-1)
+        return result
+
+    def copied(self, term: Term) -> Positions:
+        """For every new position of a term the old position that a copy takes its values from: unit j mod n, or the
+        unit in `picked`."""
+        if isinstance(term, Atom):
+            old = number(term)
+            return self.picked.get(term, np.arange(self.sizes.get(term, old)) % old)
+        parts = [self.copied(part) for part in term.parts]
+        if isinstance(term, Sum):
+            starts = np.cumsum([0, *(number(part) for part in term.parts)])
+            return np.concatenate([part + start for part, start in zip(parts, starts[:-1], strict=True)])
+        result = np.zeros(1, dtype=np.int64)
+        for part, inner in zip(term.parts, parts, strict=True):
+            result = (result[:, None] * number(part) + inner[None, :]).reshape(-1)
         return result
 
     def cells(self, layout: Layout, term: Term) -> Positions:

@@ -9,10 +9,9 @@ from graphgrow.certificate import Certificate, Growth, Test
 from graphgrow.errors import CheckFailed, Refusal
 from graphgrow.program import Program
 from graphgrow.verify.align import Alignment, align
-from graphgrow.verify.equivalence import FULL_SIZE, Pair, test
+from graphgrow.verify.equivalence import FULL_SIZE, Pair, shrunk, test
 from graphgrow.verify.gradients import dead_axes
 from graphgrow.verify.proof import broken, changed, prove
-from graphgrow.verify.reduce import reduced
 
 __all__ = ["certify", "check"]
 
@@ -26,8 +25,9 @@ def check(old: Program, new: Program, *, seed: int = 0) -> Certificate:
     programs can't be compared at all: their graphs differ in more than sizes.
     """
     alignment = align(old, new)
-    proof, needed = prove(old, new, alignment)
-    found = test(old, new, alignment, needed, seed) if old.has_weights and new.has_weights else None
+    proved = prove(old, new, alignment)
+    proof = proved.proof
+    found = test(old, new, alignment, proved, seed) if old.has_weights and new.has_weights else None
     if found and not proof.holds:
         found = _alone(found, changed(old, new, alignment) or broken(old, alignment))
     return Certificate(
@@ -67,10 +67,11 @@ def _growth(old: Program, alignment: Alignment) -> tuple[Growth, ...]:
 def _refuse_dead(old: Program, new: Program, spec: str, seed: int) -> None:
     if not (old.has_weights and new.has_weights):
         return
-    pair = Pair(old, new, align(old, new))
+    alignment = align(old, new)
+    proved = prove(old, new, alignment)
+    pair = Pair(old, new, alignment, proved.assignment)
     if old.size + new.size > FULL_SIZE:
-        programs = reduced(old, new, pair.alignment)
-        pair = Pair(*programs, align(*programs))
+        pair = shrunk(pair, proved)
     dead = dead_axes(pair, seed)
     if dead:
         raise Refusal(

@@ -7,17 +7,20 @@ from dataclasses import dataclass, field
 
 from graphgrow.axes import Atom, Axes, Term
 from graphgrow.errors import CheckFailed
-from graphgrow.graph import Argument, ByMode, Node
+from graphgrow.graph import Argument, ByMode, Graph, Node
 from graphgrow.program import Program
-from graphgrow.rewrite import resize_graph
+from graphgrow.prove import Number
+from graphgrow.rewrite import literal, resize_graph
 from graphgrow.sizes import Size
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """The atoms of the old program with their sizes in the new one, where these differ."""
+    """The atoms of the old program with their sizes in the new one, where these differ, and numbers in the graph."""
 
     sizes: dict[Atom, int] = field(default_factory=dict[Atom, int])
+    numbers: dict[Number, float] = field(default_factory=dict[Number, float])  # in the new graph, where they differ
+    factors: dict[Number, float] = field(default_factory=dict[Number, float])  # by how much they were multiplied
 
     @property
     def grows(self) -> bool:
@@ -36,12 +39,28 @@ def align(old: Program, new: Program) -> Alignment:
                 if sizes.setdefault(atom, size) != size:
                     raise CheckFailed(found=f"an axis with two new sizes, {sizes[atom]} and {size}", where=name)
     changed = {atom: size for atom, size in sizes.items() if size != atom.size}
-    if resize_graph(old.axes, changed) != new.graph:
+    numbers = dict(_numbers(old.graph, new.graph))
+    if resize_graph(old.axes, changed, numbers) != new.graph:
         raise CheckFailed(
-            found="a number in the new graph that does not follow from its axes", where=_first(old, new, changed)
+            found="a number in the new graph that does not follow from its axes",
+            where=_first(old, new, changed, numbers),
         )
     _same_tensors(old, new)
-    return Alignment(changed)
+    return Alignment(changed, numbers, {place: value / literal(old, place) for place, value in numbers.items()})
+
+
+def _numbers(old: Graph, new: Graph) -> Iterator[tuple[Number, float]]:
+    """The floating numbers in the new graph that differ from the old one's and could be multiples of them."""
+    for a, b in zip(old.nodes, new.nodes, strict=True):
+        if a.args == b.args and a.kwargs == b.kwargs:
+            continue
+        pairs = [*zip(a.args, b.args, strict=False)], [*zip(a.kwargs, b.kwargs, strict=False)]
+        for index, (left, right) in enumerate(pairs[0]):
+            if left != right and isinstance(right, float) and _scalable(left):
+                yield (a.name, ("args", index)), right
+        for (name, left), (_, right) in pairs[1]:
+            if left != right and isinstance(right, float) and _scalable(left):
+                yield (a.name, (name,)), right
 
 
 def _same_tensors(old: Program, new: Program) -> None:
@@ -66,8 +85,12 @@ def _axes(new: Program) -> Axes:
         raise CheckFailed(found="sizes in the new graph that contradict each other", where=str(error)) from error
 
 
-def _first(old: Program, new: Program, changed: dict[Atom, int]) -> str:
-    graph = resize_graph(old.axes, changed)
+def _scalable(number: Argument) -> bool:
+    return number is None or (isinstance(number, float) and abs(number) > 0)
+
+
+def _first(old: Program, new: Program, changed: dict[Atom, int], numbers: dict[Number, float]) -> str:
+    graph = resize_graph(old.axes, changed, numbers)
     pairs = zip(graph.nodes, new.graph.nodes, strict=True)
     return next((f"{b} where {a} was expected" for a, b in pairs if a != b), "the outputs or dynamic sizes")
 
@@ -90,7 +113,7 @@ def _same_structure(old: Program, new: Program) -> None:
 
 
 def _fixed(node: Node) -> Iterator[Argument]:
-    """The arguments that no resizing changes: everything but integers."""
+    """The arguments that no growth changes: everything but numbers."""
     for argument in (*node.args, *(value for _, value in node.kwargs)):
         yield from _leaves(argument)
 
@@ -100,7 +123,7 @@ def _leaves(argument: Argument) -> Iterator[Argument]:
         yield len(argument)
         for item in argument:
             yield from _leaves(item)
-    elif isinstance(argument, bool | ByMode) or not isinstance(argument, int | Size):
+    elif isinstance(argument, bool | ByMode) or not isinstance(argument, int | float | Size | None):
         yield argument
 
 

@@ -10,7 +10,8 @@ that is off by its own size in float32 (or overflows there) tells nothing more: 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -19,45 +20,89 @@ from torch.utils import _pytree as pytree
 from graphgrow.certificate import Test, Trial
 from graphgrow.module import lower
 from graphgrow.program import Program
-from graphgrow.prove import Block, Prover
-from graphgrow.rewrite import Resizing
-from graphgrow.rewrite.blocks import fill_normal, kept_views, view_cells
+from graphgrow.prove import POSITIVE, SAME, Assignment, Prover, free, kind, scale
+from graphgrow.prove.propose import chosen, propose
+from graphgrow.rewrite import Resizing, literal, resize_graph
+from graphgrow.rewrite.blocks import Fill, Place, fill_normal, grown
 from graphgrow.verify.align import Alignment, align
+from graphgrow.verify.proof import Proved
 from graphgrow.verify.reduce import reduced
 
 TOLERANCE = 1e-6
+STORED = 10.0
 FLOOR = 1e-13
 FULL_SIZE = 30_000_000  # parameters of both programs up to which they are tested as they are
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two programs to compare, and the axes by which they differ."""
+    """Two programs to compare, the axes by which they differ, and what is known of the new blocks."""
 
     old: Program
     new: Program
     alignment: Alignment
+    assignment: Assignment = field(default_factory=Assignment)
+
+    @cached_property
+    def resizing(self) -> Resizing:
+        return Resizing(self.alignment.sizes)
+
+    @cached_property
+    def facts(self) -> Mapping[str, Mapping[Place, int]]:
+        """What blocks hold, by parameter and cell."""
+        found: dict[str, dict[Place, int]] = {}
+        for block, fact in self.assignment.blocks.items():
+            found.setdefault(block.parameter, {})[block.cell] = fact
+        return found
 
     @property
-    def resizing(self) -> Resizing:
-        return Resizing(self.alignment.sizes, {})
+    def inexact(self) -> bool:
+        """Whether what blocks hold was computed, so that storing it rounds."""
+        kinds = {(kind(fact), scale(fact)) for fact in self.assignment.blocks.values() if fact >= SAME}
+        return bool(kinds - {("same", 1.0)} or self.assignment.numbers)
+
+    def grow(self, name: str, old: Tensor, new: Tensor, fill: Fill = lambda view, at, fact: None) -> Tensor:
+        """`new` with what is known of its blocks computed from `old` (differentiable by it), free ones by `fill`."""
+        terms = self.old.axes.parameters.get(name)
+        if terms is None or not (self.resizing.touches(terms) or name in self.facts):
+            return old
+        return grown(old, new.detach().clone(), terms, self.resizing, self.facts.get(name, {}), fill)
 
 
-def test(old: Program, new: Program, alignment: Alignment, zero: frozenset[Block] | None, seed: int) -> Test:
-    """Compare outputs and input gradients on several sizes. `zero` names the blocks that a proof needs to be zero:
-    all others get random values first (None: the new blocks stay what they are)."""
+def shrunk(pair: Pair, proved: Proved) -> Pair:
+    """Both programs shrunk alike, and the same growth between them: scales follow the smaller sizes."""
+    old, new = reduced(pair.old, pair.new, pair.alignment)
+    alignment = align(old, new)
+    if not proved.proof.holds:
+        return Pair(old, new, alignment)
+    proposal, _ = propose(
+        Prover(old.axes, dict(alignment.sizes)), proved.strategy, chosen(old.graph, alignment.factors)
+    )
+    blocks = {
+        block: fact if free(fact) else proposal.blocks.get(block, fact)
+        for block, fact in proved.assignment.blocks.items()
+    }
+    numbers = {place: literal(old, place) * factor for place, factor in proposal.numbers.items()}
+    new = new.replace(graph=resize_graph(old.axes, alignment.sizes, numbers))
+    return Pair(old, new, align(old, new), Assignment(blocks, proposal.numbers))
+
+
+def test(old: Program, new: Program, alignment: Alignment, proved: Proved, seed: int) -> Test:
+    """Compare outputs and input gradients on several sizes. With a proof all free blocks get random values first, and
+    what the others hold is computed in float64; without one the new program is taken as it is."""
     if not (old.has_weights and new.has_weights):
         return Test(holds=False, why="not run: the programs have no weights", seed=seed)
     small = old.size + new.size > FULL_SIZE
-    pair = Pair(old, new, alignment)
+    pair = Pair(old, new, alignment, proved.assignment)
     if small:
-        pair = Pair(*(programs := reduced(old, new, alignment)), align(*programs))
-    free = randomised(pair, zero, seed) if zero is not None else pair.new.tensors
+        pair = shrunk(pair, proved)
+    holds = proved.proof.holds
     runners = _both(pair.old, pair.old.tensors)
-    drawn = _both(pair.new, free)
+    drawn = _both(pair.new, drawn_values(pair, seed) if holds else pair.new.tensors, pair)
     trials = tuple(_trial(pair, runners, drawn, sizes, seed + index) for index, sizes in enumerate(_sizes(old)))
-    if free is not pair.new.tensors:  # as it is, too: random values hide what 0 / 0 or an overflow makes of its own
-        trials += (_trial(pair, runners, _both(pair.new, pair.new.tensors), _sizes(old)[0], seed),)
+    if holds and not (small and pair.inexact):  # as it is, too: random values hide what 0 / 0 makes of its own
+        stored = _both(pair.new, pair.new.tensors, pair)
+        trials += (_trial(pair, runners, stored, _sizes(old)[0], seed, stored=pair.inexact),)
     bad = [trial for trial in trials if not _passes(trial)]
     worst = max(max(trial.output64, trial.gradient64) for trial in trials)
     where = "on both programs with their axes shrunk alike" if small else "at full size"
@@ -89,64 +134,67 @@ def _sizes(program: Program) -> list[dict[str, int]]:
     return found
 
 
-def randomised(pair: Pair, zero: frozenset[Block], seed: int) -> Mapping[str, Tensor]:
-    """The new tensors with random values in all new blocks but `zero`: as large as the old ones, variances positive."""
-    prover = Prover(pair.old.axes, dict(pair.alignment.sizes))
+def drawn_values(pair: Pair, seed: int) -> Mapping[str, Tensor]:
+    """The new tensors in float64: free blocks random, as large as the old values, all others computed anew."""
     generator = torch.Generator().manual_seed(seed)
     tensors = dict(pair.new.tensors)
     for name, terms in pair.old.axes.parameters.items():
-        if not pair.resizing.touches(terms) or not tensors[name].is_floating_point():
+        old = pair.old.tensors[name].detach()
+        if not (pair.resizing.touches(terms) or name in pair.facts) or not old.is_floating_point():
             continue
-        changed = tensors[name].detach().double()
-        deviation = float(pair.old.tensors[name].double().std(unbiased=False)) or 0.1
-        for cell, dims, views in view_cells(changed, terms, pair.resizing, prover.layout):
-            if dims and Block(name, cell, dims) not in zero:
-                for view, _ in views:
-                    fill_normal(view, 0.0, deviation, generator)
-                    if name in prover.positive:
-                        view.abs_().add_(deviation)
-        tensors[name] = changed
+        deviation = float(old.double().std(unbiased=False)) or 0.1
+
+        def fill(view: Tensor, at: Sequence[slice], fact: int, deviation: float = deviation) -> None:
+            fill_normal(view, 0.0, deviation, generator)
+            if fact == POSITIVE:
+                view.abs_().add_(deviation)
+
+        tensors[name] = pair.grow(name, old.double(), tensors[name].detach().double(), fill)
     return tensors
 
 
-def _trial(pair: Pair, old: Runners, new: Runners, sizes: Mapping[str, int], seed: int) -> Trial:
+def _trial(pair: Pair, old: Runners, new: Runners, sizes: Mapping[str, int], seed: int, stored: bool = False) -> Trial:
     inputs = pair.old.example(sizes, seed)
     old64, grads = old[0](inputs)
     new64, new_grads = new[0](inputs)
     old32, _ = old[1](inputs, gradients=False)
     new32, _ = new[1](inputs, gradients=False)
     rounding = deviation(old64, old32)
+    common = [name for name in grads if name in new_grads]
     return Trial(
         sizes=", ".join(f"{name}={size}" for name, size in sizes.items()),
         output64=deviation(old64, new64),
         output32=deviation(old32, new32),
-        gradient64=deviation(*_matched(pair, grads, new_grads)),
+        gradient64=deviation([grads[name] for name in common], [new_grads[name] for name in common]),
         rounding32=rounding,
-        tolerance64=max(FLOOR, TOLERANCE * min(rounding, 1.0)),
+        tolerance64=_stored(pair.new.dtype, rounding) if stored else max(FLOOR, TOLERANCE * min(rounding, 1.0)),
     )
 
 
-def _matched(pair: Pair, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of inputs and of the old blocks of tables, in one order."""
-    left: list[Tensor] = []
-    right: list[Tensor] = []
-    for name, gradient in old.items():
-        terms = pair.old.axes.parameters.get(name)
-        pairs = kept_views(gradient, new[name], pair.resizing, terms) if terms else [(gradient, new[name])]
-        for a, b in pairs:
-            left.append(a)
-            right.append(b)
-    return left, right
+def _stored(dtype: str, rounding: float) -> float:
+    """What storing computed values in the weights' type may cost: each weight is off by half a unit in its last place,
+    as every product is that a run in this type rounds."""
+    unit = torch.finfo(getattr(torch, dtype)).eps / torch.finfo(torch.float32).eps
+    return max(FLOOR, STORED * unit * min(rounding, 1.0))
 
 
 class Runner:
-    """A program in evaluation mode with everything in one type: lowered once, run many times."""
+    """A program in evaluation mode with everything in one type: lowered once, run many times.
 
-    def __init__(self, program: Program, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    `pair` tells how tables of the new program follow from the old ones: gradients are then by the old values, however
+    many new ones follow from each."""
+
+    def __init__(
+        self,
+        program: Program,
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        pair: Pair | None = None,
+    ) -> None:
+        self.dtype, self.pair = dtype, pair
         self.module = lowered(program, tensors, dtype)
-        parameters = dict(self.module.named_parameters(remove_duplicate=False))
-        self.tables = {name: parameters[name] for name in _tables(program) if name in parameters}
+        self.parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        self.tables = [name for name in _tables(program) if name in self.parameters]
         self.buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
 
     def __call__(self, inputs: Mapping[str, Tensor], gradients: bool = True) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -156,22 +204,38 @@ class Runner:
             buffer.detach_().copy_(value)
         given = {name: _cast(value, self.dtype) for name, value in inputs.items()}
         floating = {name: value for name, value in given.items() if value.is_floating_point()}
-        watched = {name: value.requires_grad_() for name, value in (floating | self.tables).items() if gradients}
+        leaves = {name: self._origin(name) for name in self.tables} if gradients else {}
+        watched = {name: value.requires_grad_() for name, value in (floating | leaves).items() if gradients}
         with torch.set_grad_enabled(bool(watched)):
-            outputs = [leaf for leaf in pytree.tree_leaves(self.module(**given)) if isinstance(leaf, Tensor)]
+            tables = {name: self._table(name, leaf) for name, leaf in leaves.items()}
+            result = torch.func.functional_call(self.module, tables, kwargs=given)
+            outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         found: dict[str, Tensor] = {}
         if watched:
             grads = torch.autograd.grad(combined(outputs), list(watched.values()), allow_unused=True)
             found = dict(used(zip(watched, grads, strict=True)))
         return [output.detach() for output in outputs], found
 
+    def _origin(self, name: str) -> Tensor:
+        if self.pair is None:
+            return self.parameters[name].detach().clone()
+        return self.pair.old.tensors[name].detach().to(self.dtype).clone()
+
+    def _table(self, name: str, leaf: Tensor) -> Tensor:
+        """The table's values, as a function of the old table's."""
+        if self.pair is None:
+            return leaf
+        stored = self.parameters[name].detach()
+        followed = self.pair.grow(name, leaf, stored)
+        return stored + (followed - followed.detach())
+
 
 Runners = tuple[Runner, Runner]
 
 
-def _both(program: Program, tensors: Mapping[str, Tensor]) -> Runners:
+def _both(program: Program, tensors: Mapping[str, Tensor], pair: Pair | None = None) -> Runners:
     """A program in float64 and in float32."""
-    return Runner(program, tensors, torch.float64), Runner(program, tensors, torch.float32)
+    return Runner(program, tensors, torch.float64, pair), Runner(program, tensors, torch.float32, pair)
 
 
 def used(gradients: Iterable[tuple[str, Tensor | None]]) -> Iterator[tuple[str, Tensor]]:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from graphgrow.prove import ZERO, Layout, Prover
+from graphgrow.prove import Layout
 from graphgrow.rewrite.blocks import view_cells
-from graphgrow.verify.equivalence import Pair, combined, lowered, randomised, used
-from graphgrow.verify.proof import read_facts
+from graphgrow.verify.equivalence import Pair, combined, drawn_values, lowered, used
 
 DRAWS = 4
 
@@ -22,15 +21,10 @@ def dead_axes(pair: Pair, seed: int) -> list[str]:
     Blocks that are zero stay zero and all others are drawn anew several times, so that a unit which happens to be off
     (a ReLU below zero on these inputs) is not taken for a dead one."""
     names = {named.atom: named.name for named in pair.old.axes.named}
-    prover = Prover(pair.old.axes, dict(pair.alignment.sizes))
-    facts = read_facts(pair.old, pair.new, prover, pair.alignment)
-    if isinstance(facts, str):
-        return []
-    zero = frozenset(block for block, fact in facts.items() if fact == ZERO)
     gradients: dict[str, Tensor] = {}
     module = lowered(pair.new, pair.new.tensors, torch.float64)
     for draw in range(DRAWS):
-        for name, gradient in _gradients(pair, module, randomised(pair, zero, seed + draw), seed + draw).items():
+        for name, gradient in _gradients(pair, module, drawn_values(pair, seed + draw), seed + draw).items():
             gradients[name] = gradients.get(name, torch.zeros(())) + gradient.abs()
     dead: list[str] = []
     for atom, size in pair.alignment.sizes.items():

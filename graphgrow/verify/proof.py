@@ -2,52 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from graphgrow.axes import Axes, Term
 from graphgrow.certificate import Constraint, Fill, Proof
 from graphgrow.program import Program
-from graphgrow.prove import ANY, ZERO, Block, Prover
+from graphgrow.prove import ANY, POSITIVE, SAME, ZERO, Assignment, Block, Prover, free, kind, multiple, text
+from graphgrow.prove.propose import STRATEGIES, Strategy, chosen, propose
 from graphgrow.rewrite import Resizing
-from graphgrow.rewrite.blocks import kept_views, view_cells
+from graphgrow.rewrite.blocks import derived, view_cells
 from graphgrow.verify.align import Alignment
 
+ULPS = 2  # a value that was multiplied is rounded once, its factor once
 
-def prove(old: Program, new: Program, alignment: Alignment) -> tuple[Proof, frozenset[Block] | None]:
-    """Whether every output of `new` equals that of `old` whatever the new blocks hold, but for those that are zero and
-    needed; and these blocks (None without a proof)."""
-    prover = Prover(old.axes, dict(alignment.sizes))
+
+@dataclass(frozen=True)
+class Proved:
+    """A proof, and for which assignment of blocks and numbers it holds: made in the way of `strategy`."""
+
+    proof: Proof
+    assignment: Assignment = field(default_factory=Assignment)
+    strategy: Strategy = "zeros"
+
+
+def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
+    """Whether every output of `new` equals that of `old` whatever the free blocks hold."""
     if not alignment.grows:
-        return Proof(holds=False, why="axes became smaller: nothing is promised"), None
-    facts = read_facts(old, new, prover, alignment)
-    if isinstance(facts, str):
-        return Proof(holds=False, why=facts), None
-    found = prover.derive(facts)
-    if not found.holds:
-        return Proof(holds=False, why=found.why), None
-    constraints = [_constraint(old.axes, block, "zero", reason) for block, reason in found.needed.items()]
-    constraints += [
-        _constraint(old.axes, block, "one", "must be positive")
-        for block in prover.blocks
-        if block.parameter in prover.positive
-    ]
-    return Proof(holds=True, why=found.why, constraints=tuple(constraints)), frozenset(found.needed)
+        return Proved(Proof(holds=False, why="axes became smaller: nothing is promised"))
+    prover = Prover(old.axes, dict(alignment.sizes))
+    reader = Reader(old, new, alignment)
+    failures: list[str] = []
+    for strategy in STRATEGIES:
+        proposal, _ = propose(prover, strategy, chosen(old.graph, alignment.factors))
+        facts = reader.facts(prover, proposal)
+        if isinstance(facts, str):
+            failures.append(facts)
+            continue
+        found = prover.derive(Assignment(facts, alignment.factors))
+        if found.holds:
+            rows = constraints(old.axes, found.assignment, found.needed)
+            return Proved(Proof(holds=True, why=found.why, constraints=rows), found.assignment, strategy)
+        failures.append(found.why)
+    return Proved(Proof(holds=False, why=failures[0]))
 
 
-def _constraint(axes: Axes, block: Block, fill: Fill, reason: str) -> Constraint:
+def constraints(axes: Axes, assignment: Assignment, needed: Mapping[Block, str]) -> tuple[Constraint, ...]:
+    """What blocks must hold, for people: new ones that are not free, old ones that are multiplied."""
     names = {named.atom: named.name for named in axes.named}
-    terms = axes.parameters[block.parameter]
-    along = [names.get(atom, str(atom)) for dim in block.dims for atom in terms[dim].atoms]
-    return Constraint(
-        parameter=block.parameter, dim=block.dims[0], axis=along[0] if along else "", fill=fill, reason=reason
-    )
+    rows: list[Constraint] = []
+    for block, fact in assignment.blocks.items():
+        if fact == ANY or (not block.dims and fact == SAME):
+            continue
+        terms = axes.parameters[block.parameter]
+        along = [names.get(atom, str(atom)) for dim in block.dims for atom in terms[dim].atoms]
+        rows.append(
+            Constraint(
+                parameter=block.parameter, dim=block.dims[0] if block.dims else -1, axis=along[0] if along else "",
+                fill=_fill(block, fact), text=text(fact), reason=needed.get(block, ""),
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def _fill(block: Block, fact: int) -> Fill:
+    if not block.dims:
+        return "scaled"
+    fills: dict[str, Fill] = {"zero": "zero", "mean": "mean", "free": "positive"}
+    return fills.get(kind(fact), "copy")
 
 
 def changed(old: Program, new: Program, alignment: Alignment) -> str:
     """The first tensor of `new` that is no growth of the old one, as text; empty when all are."""
-    facts = read_facts(old, new, Prover(old.axes, dict(alignment.sizes)), alignment)
+    facts = Reader(old, new, alignment).facts(Prover(old.axes, dict(alignment.sizes)), Assignment())
     return facts if isinstance(facts, str) else ""
 
 
@@ -57,34 +87,89 @@ def broken(old: Program, alignment: Alignment) -> str:
     return "new values are not zero where this growth needs them to be" if provable else ""
 
 
-def read_facts(old: Program, new: Program, prover: Prover, alignment: Alignment) -> dict[Block, int] | str:
-    """For every new block, zero or anything; or, as text, the parameter whose old block is not what it was, or whose
-    new one holds what no number is (NaN, infinity, a variance that is not positive)."""
-    without = [tensor.is_meta for tensor in (*old.tensors.values(), *new.tensors.values())]
-    if any(without) and not all(without):
-        return "some tensors have no values: nothing can be said of them"
-    if any(without):
-        return dict(prover.derive().assignment)
-    resizing = Resizing(alignment.sizes, {})
-    facts: dict[Block, int] = {}
-    for name, tensor in new.tensors.items():
-        before = old.tensors[name]
-        terms = old.axes.parameters.get(name, ())
-        if not resizing.touches(terms):
-            if before is not tensor and not (before.is_meta or tensor.is_meta) and not same(before, tensor):
-                return f"{name} has other values than before"
-            continue
-        for cell, dims, views in view_cells(tensor, terms, resizing, prover.layout):
-            if dims:
-                facts[Block(name, cell, dims)] = ZERO if all(_zero(view) for view, _ in views) else ANY
-                if not all(_sound(view, name in prover.positive) for view, _ in views):
-                    return f"new values of {name} that are not finite, or a variance that is not positive"
-            elif not before.is_meta and not _kept(before, tensor, resizing, terms):
-                return f"the old block of {name} has other values than before"
-    return facts
+class Reader:
+    """Reads what the blocks of a grown program hold."""
+
+    def __init__(self, old: Program, new: Program, alignment: Alignment) -> None:
+        self.old, self.new, self.resizing = old, new, Resizing(alignment.sizes)
+        self.known: dict[tuple[Block, int], bool] = {}
+
+    def facts(self, prover: Prover, proposal: Assignment) -> dict[Block, int] | str:
+        """For every block a fact that its values are, if they are what is proposed that; or, as text, the parameter
+        whose old block is not what it was, or whose new one holds what no number is (NaN, infinity)."""
+        without = [tensor.is_meta for tensor in (*self.old.tensors.values(), *self.new.tensors.values())]
+        if any(without):
+            return dict(proposal.blocks) if all(without) else "some tensors have no values: nothing can be said of them"
+        touched = {block.parameter for block in proposal.blocks}
+        found: dict[Block, int] = {}
+        for name, tensor in self.new.tensors.items():
+            before = self.old.tensors[name]
+            terms = self.old.axes.parameters.get(name, ())
+            if not self.resizing.touches(terms) and name not in touched:
+                if before is not tensor and not same(before, tensor):
+                    return f"{name} has other values than before"
+                continue
+            for block, views in self._blocks(name, terms):
+                fact = self._fact(block, views, proposal.blocks.get(block, SAME if not block.dims else ZERO))
+                if isinstance(fact, str):
+                    return fact
+                found[block] = fact
+        return found
+
+    def _blocks(self, name: str, terms: Sequence[Term]) -> Iterator[tuple[Block, list[tuple[Tensor, list[slice]]]]]:
+        for cell, dims, views in view_cells(self.new.tensors[name], terms, self.resizing, self.resizing.layout):
+            yield Block(name, cell, dims), views
+
+    def _fact(self, block: Block, views: Sequence[tuple[Tensor, list[slice]]], proposed: int) -> int | str:
+        if block.dims and not all(_finite(view) for view, _ in views):
+            return f"new values of {block.parameter} that are not finite"
+        if self._holds(block, views, proposed):
+            return proposed
+        if not block.dims:
+            if self._holds(block, views, SAME):
+                return SAME
+            return f"the old block of {block.parameter} has other values than before"
+        if self._holds(block, views, ZERO):
+            return ZERO
+        return POSITIVE if all(_positive(view) for view, _ in views) else ANY
+
+    def _holds(self, block: Block, views: Sequence[tuple[Tensor, list[slice]]], fact: int) -> bool:
+        key = (block, fact)
+        if key not in self.known:
+            self.known[key] = all(self._is(block, view, at, fact) for view, at in views)
+        return self.known[key]
+
+    def _is(self, block: Block, view: Tensor, at: list[slice], fact: int) -> bool:
+        if free(fact):
+            return False
+        if fact == ZERO:
+            return not bool(view.count_nonzero())
+        old = self.old.tensors[block.parameter]
+        terms = self.old.axes.parameters[block.parameter]
+        if not block.dims and fact == SAME:
+            return same(_old_part(old, terms, self.resizing, at), view)
+        expected = derived(old, terms, self.resizing, fact, at, block.dims)
+        if not view.is_floating_point():
+            return bool(torch.equal(expected.to(view.dtype), view))
+        allowed = expected.abs() + abs(multiple(fact).shift) + _size(old, fact)
+        error = (view.double() - expected.double()).abs()
+        return bool((error <= ULPS * torch.finfo(view.dtype).eps * allowed.double()).all())
 
 
-def same(left: torch.Tensor, right: torch.Tensor) -> bool:
+def _size(old: Tensor, fact: int) -> float:
+    """How large the values are that a mean is made of: it is rounded by theirs."""
+    return float(old.abs().max()) if kind(fact) == "mean" and old.numel() else 0.0
+
+
+def _old_part(old: Tensor, terms: Sequence[Term], resizing: Resizing, at: Sequence[slice]) -> Tensor:
+    """The old units that stand at a place of the new tensor."""
+    for dim, (term, part) in enumerate(zip(terms, at, strict=True)):
+        positions = resizing.copied(term)[part]
+        old = old.narrow(dim, int(positions[0]), len(positions))
+    return old
+
+
+def same(left: Tensor, right: Tensor) -> bool:
     """Equal bit for bit (NaN equals NaN)."""
     return (
         left.shape == right.shape
@@ -93,17 +178,13 @@ def same(left: torch.Tensor, right: torch.Tensor) -> bool:
     )
 
 
-def _equal_nan(left: torch.Tensor, right: torch.Tensor) -> bool:
+def _equal_nan(left: Tensor, right: Tensor) -> bool:
     return left.is_floating_point() and bool(((left == right) | (left.isnan() & right.isnan())).all())
 
 
-def _zero(view: torch.Tensor) -> bool:
-    return not bool(view.count_nonzero())
+def _finite(view: Tensor) -> bool:
+    return not view.is_floating_point() or bool(view.isfinite().all())
 
 
-def _sound(view: torch.Tensor, positive: bool) -> bool:
-    return not view.is_floating_point() or bool(view.isfinite().all() and (not positive or (view > 0).all()))
-
-
-def _kept(old: torch.Tensor, new: torch.Tensor, resizing: Resizing, terms: Sequence[Term]) -> bool:
-    return all(same(a, b) for a, b in kept_views(old, new, resizing, terms))
+def _positive(view: Tensor) -> bool:
+    return view.is_floating_point() and bool((view > 0).all())

@@ -26,10 +26,12 @@ def reduced(old: Program, new: Program, alignment: Alignment) -> tuple[Program, 
             continue
         units = list(range(min(size, UNITS)))
         kept_old[atom] = units
-        kept_new[counterpart[atom.number]] = units + list(range(size, size + min(target - size, UNITS)))
+        copies = (target - size) % size == 0
+        added = len(units) if copies else UNITS
+        kept_new[counterpart[atom.number]] = units + list(range(size, size + min(added, target - size)))
     return _shrunk(old, kept_old), _shrunk(new, kept_new)
 
 
 def _shrunk(program: Program, kept: Mapping[Atom, Sequence[int]]) -> Program:
     sizes = {atom: len(units) for atom, units in kept.items() if len(units) != atom.size}
-    return resize(program, Resizing(sizes, kept), Fills({}))
+    return resize(program, Resizing(sizes, kept), Fills())

@@ -1,7 +1,18 @@
 """What each kind of operator makes of facts: one row per kind, soundness argued beside it."""
 
 from graphgrow.prove.rows import contractions, layout, lookups, pointwise, reductions
-from graphgrow.prove.rows.base import ROWS, Context, Value
+from graphgrow.prove.rows.base import ROWS, Context, Number, Value
 from graphgrow.prove.rows.layout import plain
 
-__all__ = ["ROWS", "Context", "Value", "contractions", "layout", "lookups", "plain", "pointwise", "reductions"]
+__all__ = [
+    "ROWS",
+    "Context",
+    "Number",
+    "Value",
+    "contractions",
+    "layout",
+    "lookups",
+    "plain",
+    "pointwise",
+    "reductions",
+]

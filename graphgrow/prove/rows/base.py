@@ -1,7 +1,7 @@
 """What rows are made of: the registry, what a row may read, and helpers shared by kinds of operators.
 
 A row gets the facts of the operands and returns those of the result. A cell is *old* when the original has it, *new*
-otherwise; in a new cell only ZERO and ANY mean something. Everything is said of evaluation mode.
+otherwise. Everything is said of evaluation mode.
 """
 
 from __future__ import annotations
@@ -9,14 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphgrow.axes import Axes, Term
 from graphgrow.graph import Argument, Node, Ref
-from graphgrow.prove.cells import ANY, SAME, ZERO, Cells, Layout
+from graphgrow.prove.cells import Layout
+from graphgrow.prove.facts import (
+    ANY,
+    CONSTANT,
+    SAME,
+    ZERO,
+    Cells,
+    each,
+    every,
+    fact,
+    join,
+    kind,
+    scale,
+)  # fmt: skip
 
 Value = Cells | tuple[Cells, ...]
-
-
+Flags = NDArray[np.bool_]
+Number = tuple[str, tuple[int | str, ...]]  # one in the graph: its node, and where it stands in the arguments
 Row = Callable[["Context", Node], Value]
 
 
@@ -32,10 +46,14 @@ def row(*kinds: str) -> Callable[[Row], Row]:
 
 
 class Context:
-    """What a row may read: facts of operands (`values`), terms, and how terms fall into cells."""
+    """What a row may read: facts of operands (`values`), terms, how terms fall into cells, and by how much numbers in
+    the graph are multiplied (`numbers`). While a proposal is made (`proposing`) a number takes the factor that a row
+    needs; otherwise the row learns whether it has it."""
 
     def __init__(self, axes: Axes, layout: Layout, values: dict[str, Value]) -> None:
         self.axes, self.layout, self.values = axes, layout, values
+        self.numbers: dict[Number, float] = {}
+        self.proposing = False
         self._starts = {literal.node: terms for literal, terms in axes.literals if literal.path == ("args", 2)}
 
     def before(self, node: Node) -> tuple[Term, ...] | None:
@@ -50,18 +68,35 @@ class Context:
             return value
         return np.array(SAME, dtype=np.int16)
 
+    def factor(self, node: Node, *path: int | str) -> float:
+        """By how much a number in the arguments is multiplied."""
+        return self.numbers.get((node.name, path), 1.0)
+
+    def needs(self, node: Node, factor: float, *path: int | str) -> bool:
+        """Whether a number in the arguments is multiplied by `factor`; a proposal makes it so."""
+        place = (node.name, path)
+        if self.proposing and abs(factor - 1) > 1e-12:
+            self.numbers.setdefault(place, factor)
+        return abs(self.numbers.get(place, 1.0) - factor) <= 1e-12 * factor
+
     def terms(self, argument: Argument) -> tuple[Term, ...]:
         return self.axes.terms.get(argument.name, ()) if isinstance(argument, Ref) else ()
 
+    def result(self, node: Node) -> tuple[Term, ...]:
+        """The terms of what a node computes."""
+        return self.axes.terms[node.name]
+
+    def old(self, node: Node) -> Flags:
+        """For every cell of what a node computes, whether it is old."""
+        return self.layout.is_old(self.axes.terms[node.name])
+
     def filled(self, node: Node, old: int, new: int) -> Cells:
         """One fact in all old cells of the result, one in all new ones."""
-        flags = self.layout.is_old(self.axes.terms[node.name])
-        return np.where(flags, old, new).astype(np.int16)
+        return np.where(self.old(node), old, new).astype(np.int16)
 
-    def spread(self, facts: Cells, shape: tuple[int, ...], old: np.ndarray) -> Cells:
-        """Facts broadcast to a shape of cells; what is spread into new cells is zero or anything."""
-        wide = np.broadcast_to(facts, shape)
-        return np.where(old | (wide == ZERO), wide, ANY).astype(np.int16)
+    def spread(self, argument: Argument, target: Flags) -> Cells:
+        """The facts of an operand, broadcast to cells of which `target` are old."""
+        return spread(self.facts(argument), self.layout.is_old(self.terms(argument)), target)
 
     def grown(self, terms: Sequence[Term]) -> bool:
         return any(self.layout.touches(term) for term in terms)
@@ -74,20 +109,28 @@ class Context:
         return tuple(item % rank for item in items if isinstance(item, int)) or tuple(range(rank))
 
 
+def spread(facts: Cells, source: Flags, target: Flags) -> Cells:
+    """Facts broadcast: what does not vary along dimensions is constant in their new cells."""
+    if facts.shape == target.shape:
+        return facts
+    wide = np.broadcast_to(facts, target.shape)
+    varied = np.broadcast_to(source, target.shape) & ~target
+    if not varied.any():
+        return wide.astype(np.int16)
+    return np.where(varied, each(constant, wide), wide).astype(np.int16)
+
+
+def constant(number: int) -> int:
+    return fact("constant", scale(number)) if kind(number) == "same" else number
+
+
 def flat(arguments: Sequence[Argument]) -> list[Argument]:
     return [item for argument in arguments for item in (flat(argument) if isinstance(argument, tuple) else [argument])]
 
 
-def added(left: Cells, right: Cells, old: np.ndarray) -> Cells:
-    """Facts of a sum."""
-    zero = (left == ZERO) & (right == ZERO)
-    kept = np.where((left == right) & (left != ZERO), left, ANY)
-    return np.where(zero, ZERO, np.where(old, kept, ANY)).astype(np.int16)
-
-
-def all_same(facts: Sequence[Cells], context: Context, old: np.ndarray) -> Cells:
-    wide = [context.spread(f, old.shape, old) for f in facts]
-    return np.where(old & np.logical_and.reduce([f == SAME for f in wide]), SAME, ANY).astype(np.int16)
+def settled(facts: Cells, old: Flags) -> Cells:
+    """Facts with those of old cells as such: what is constant there is simply the same."""
+    return np.where(old & (facts == CONSTANT), SAME, facts).astype(np.int16)
 
 
 def cut(context: Context, facts: Cells, dim: int, whole: Term, parts: Sequence[Term]) -> list[Cells] | None:
@@ -96,18 +139,29 @@ def cut(context: Context, facts: Cells, dim: int, whole: Term, parts: Sequence[T
     if pairs is None:
         return None
     along = np.moveaxis(facts, dim, 0)
+    old = context.layout.old(whole)
     found: list[Cells] = []
     for part, chosen in zip(parts, pairs, strict=True):
-        made = np.full((len(context.layout.old(part)), *along.shape[1:]), SAME, dtype=np.int16)
-        for cell in range(made.shape[0]):
-            sources = [along[b] for a, b in chosen if a == cell]
-            if sources:
-                made[cell] = np.where(np.logical_and.reduce([s == sources[0] for s in sources]), sources[0], ANY)
-        found.append(np.moveaxis(made, 0, dim))
+        flags = context.layout.old(part)
+        sources: list[list[Cells]] = [[] for _ in flags]
+        for a, b in chosen:
+            sources[a].append(each(_unmoved, along[b]) if flags[a] != old[b] else along[b])
+        made = [joined(cells) if cells else np.full(along.shape[1:], SAME, dtype=np.int16) for cells in sources]
+        found.append(np.moveaxis(np.stack(made), 0, dim))
     return found
 
 
-def unknown(context: Context, node: Node) -> Value:
+def _unmoved(number: int) -> int:
+    """What new units say of a part that does not tell them from old ones."""
+    return fact("same", scale(number)) if kind(number) == "constant" else number if number <= ZERO else ANY
+
+
+def joined(parts: Sequence[Cells]) -> Cells:
+    """Cell by cell what holds for all parts."""
+    return parts[0] if len(parts) == 1 else every(join, *parts)
+
+
+def unknown(context: Context, node: Node, fact: int = ANY) -> Value:
     if isinstance(node.type, tuple):
-        return tuple(np.full(context.layout.shape(terms), ANY, np.int16) for terms in context.axes.several[node.name])
-    return np.full(context.layout.shape(context.axes.terms[node.name]), ANY, dtype=np.int16)
+        return tuple(np.full(context.layout.shape(terms), fact, np.int16) for terms in context.axes.several[node.name])
+    return np.full(context.layout.shape(context.axes.terms[node.name]), fact, dtype=np.int16)

@@ -11,75 +11,124 @@ import numpy as np
 from graphgrow.axes import Term
 from graphgrow.axes.contractions import equation, operands
 from graphgrow.graph import Argument, Node, Ref
-from graphgrow.prove.cells import ANY, SAME, ZERO, Cells, scale, scaled
-from graphgrow.prove.rows.base import Context, Value, added, row
+from graphgrow.prove.cells import Cell
+from graphgrow.prove.facts import (
+    ANY,
+    CONSTANT,
+    SAME,
+    UNDEFINED,
+    ZERO,
+    Cells,
+    added,
+    each,
+    fact,
+    free,
+    functional,
+    kind,
+    plus,
+    product,
+    scale,
+    times,
+)  # fmt: skip
+from graphgrow.prove.rows.base import Context, Value, row
 
 
 @row("contraction")
 def _contraction(context: Context, node: Node) -> Value:
-    """A sum of products: what is summed over old cells must be the same, over new cells zero."""
     found, bias = operands(node)
+    return _plus(context, node, multiplied(context, node), bias if found else None)
+
+
+def multiplied(context: Context, node: Node) -> Cells:
+    """A contraction or convolution before its bias is added."""
+    if node.op.startswith("aten.conv"):
+        return _convolved(context, node)
+    found, _ = operands(node)
     inputs, output = equation(node, [len(context.terms(operand)) for operand in found])
     facts = [context.facts(operand) for operand in found]
-    terms = [context.terms(operand) for operand in found]
-    result = contract(context, inputs, output, facts, terms)
-    return _plus(context, node, result, bias)
+    return contract(context, inputs, output, facts, [context.terms(operand) for operand in found])
 
 
 def _plus(context: Context, node: Node, result: Cells, bias: Argument) -> Cells:
-    if bias is None:
-        return result
-    old = context.layout.is_old(context.axes.terms[node.name])
-    return added(result, context.spread(context.facts(bias), old.shape, old), old)
+    return result if bias is None else added(result, context.spread(bias, context.old(node)))
 
 
 def contract(
     context: Context, inputs: Sequence[str], output: str, facts: Sequence[Cells], terms: Sequence[Sequence[Term]]
 ) -> Cells:
     """The facts of an einsum. `terms` tell old from new along every letter."""
-    old: dict[str, tuple[bool, ...]] = {}
+    cells: dict[str, tuple[Cell, ...]] = {}
     for text, shape in zip(inputs, terms, strict=True):
         for letter, term in zip(text, shape, strict=True):
-            flags = context.layout.old(term)
-            if letter not in old or len(flags) > len(old[letter]):
-                old[letter] = flags
-    summed = [letter for letter in old if letter not in output]
-    result: Cells = np.full(tuple(len(old[letter]) for letter in output), ANY, dtype=np.int16)
-    for cell in cartesian(*(range(len(old[letter])) for letter in output)):
-        place = dict(zip(output, cell, strict=True))
-        is_old = all(old[letter][index] for letter, index in place.items())
-        result[cell] = _sum(inputs, facts, old, summed, place, is_old)
+            found = context.layout.cells(term)
+            if letter not in cells or len(found) > len(cells[letter]):
+                cells[letter] = found
+    summed = [letter for letter in cells if letter not in output]
+    result: Cells = np.full(tuple(len(cells[letter]) for letter in output), ANY, dtype=np.int16)
+    for place in cartesian(*(range(len(cells[letter])) for letter in output)):
+        at = dict(zip(output, place, strict=True))
+        result[place] = _summed(inputs, facts, cells, summed, at)
     return result
 
 
-def _sum(
+def _summed(
     inputs: Sequence[str],
     facts: Sequence[Cells],
-    old: dict[str, tuple[bool, ...]],
+    cells: dict[str, tuple[Cell, ...]],
     summed: Sequence[str],
     place: dict[str, int],
-    is_old: bool,
 ) -> int:
-    total: int | None = None
-    for chosen in cartesian(*(range(len(old[letter])) for letter in summed)):
+    """One cell of the result: for every old cell that is summed over, how many times it comes in all; the sum is that
+    multiple of the original's where all come equally often."""
+    totals: dict[tuple[int, ...], float] = {}
+    kinds: set[str] = set()
+    lost: int | None = None
+    for chosen in cartesian(*(range(len(cells[letter])) for letter in summed)):
         at = place | dict(zip(summed, chosen, strict=True))
-        factors = [
-            int(f[tuple(min(at[c], size - 1) for c, size in zip(text, f.shape, strict=True))])
-            for text, f in zip(inputs, facts, strict=True)
-        ]
-        if ZERO in factors:
-            term = ZERO
-        elif is_old and all(old[letter][at[letter]] for letter in summed) and ANY not in factors:
-            term = scaled(prod(scale(fact) for fact in factors))
-        else:
-            return ANY
-        if term != ZERO:
-            if total not in (None, term):
-                return ANY
-            total = term
-        elif all(old[letter][at[letter]] for letter in summed) and is_old:
-            return ANY  # the original has something here
-    return ZERO if total is None else total
+        origin = tuple(cells[letter][index].origin for letter, index in zip(summed, chosen, strict=True))
+        totals.setdefault(origin, 0.0)
+        factors = [_factor(f, text, at, cells) for text, f in zip(inputs, facts, strict=True)]
+        term = product(factors)
+        over = [cells[letter][at[letter]] for letter in summed]
+        if term == ZERO:
+            continue
+        if term >= SAME and any(not cell.old for cell in over):
+            new = {letter for letter in summed if not cells[letter][at[letter]].old}
+            copies = any(kind(f) == "same" and new & set(text) for f, text in zip(factors, inputs, strict=True))
+            if kind(term) == "mean" and all(cells[c][i].old for c, i in place.items()):
+                term = fact("constant", scale(term))  # a mean of what is summed is no longer one of what is left
+            if copies and not all(cell.whole for cell in over):
+                term = ANY
+        if term < SAME:
+            lost = term if lost is None else plus(lost, term)
+            continue
+        totals[origin] += scale(term) * prod(cell.ratio for cell in over)
+        kinds.add(kind(term))
+    is_old = all(cells[letter][index].old for letter, index in place.items())
+    return _total(totals, kinds, lost, is_old)
+
+
+def _factor(facts: Cells, text: str, at: dict[str, int], cells: dict[str, tuple[Cell, ...]]) -> int:
+    """The fact of an operand at a place. What is old in all its dimensions does not vary along new ones."""
+    number = int(facts[tuple(min(at[c], size - 1) for c, size in zip(text, facts.shape, strict=True))])
+    constant = kind(number) == "same" and all(
+        cells[c][at[c]].old or size == 1 for c, size in zip(text, facts.shape, strict=True)
+    )
+    return fact("constant", scale(number)) if constant else number
+
+
+def _total(totals: dict[tuple[int, ...], float], kinds: set[str], lost: int | None, is_old: bool) -> int:
+    if lost is not None:
+        return ANY if kinds and lost != UNDEFINED else lost
+    if not kinds:
+        return ANY if is_old else ZERO  # the original has something in old cells
+    shares = {float(f"{share:.12g}") for share in totals.values()}
+    if len(shares) > 1:
+        return ANY
+    if is_old:
+        return fact("same", shares.pop())
+    rest = kinds - {"constant"}
+    return ANY if len(rest) > 1 else fact("mean" if "mean" in rest else "same" if rest else "constant", shares.pop())
 
 
 @row("attention")
@@ -87,10 +136,9 @@ def _attention(context: Context, node: Node) -> Value:
     """softmax(q k) v per head: the weights of a head are the same where q k and the mask are; new heads are free."""
     query, key, value = (context.facts(argument) for argument in node.args[:3])
     terms = [context.terms(argument) for argument in node.args[:3]]
-    out_terms = context.axes.terms[node.name]
-    old = context.layout.is_old(out_terms)
-    rank = query.ndim
-    letters = "abcdefgh"[: rank - 2]
+    out_terms = context.result(node)
+    old = context.old(node)
+    letters = "abcdefgh"[: query.ndim - 2]
     if context.grown((terms[1][-2], terms[0][-2])):
         return np.full(old.shape, ANY, dtype=np.int16)
     heads = old.shape[:-2]
@@ -99,11 +147,12 @@ def _attention(context: Context, node: Node) -> Value:
     scores = contract(
         context, [letters + "ni", letters + "mi"], letters + "nm", wide[:2], [(*lead, *t[-2:]) for t in terms[:2]]
     )
+    factor = fact("constant", context.factor(node, "scale"))
+    scores = each(lambda f: times(f, factor), scores)
+    flags = context.layout.is_old((*lead, terms[0][-2], terms[1][-2]))
     mask = node.args[3]
-    if isinstance(mask, Ref):
-        flags = context.layout.is_old((*lead, terms[0][-2], terms[1][-2]))
-        scores = np.where(context.spread(context.facts(mask), scores.shape, flags) == SAME, scores, ANY)
-    weights = np.where(scores == SAME, SAME, ANY).astype(np.int16)
+    masks = context.spread(mask, flags) if isinstance(mask, Ref) else np.full(scores.shape, CONSTANT, dtype=np.int16)
+    weights = functional(scores, masks)
     return contract(
         context, [letters + "nm", letters + "mv"], letters + "nv", [weights, wide[2]],
         [(*lead, terms[0][-2], terms[1][-2]), (*lead, *terms[2][-2:])],
@@ -122,35 +171,33 @@ def _wide(facts: Cells, heads: tuple[int, ...]) -> Cells:
 @row("convolution")
 def _convolution(context: Context, node: Node) -> Value:
     """A contraction over channels inside each group, at every position of the window."""
-    image, weight, bias = (context.facts(a) for a in (*node.args[:2], node.argument(2, "bias")))
+    result = _convolved(context, node)
+    bias = node.argument(2, "bias")
+    if not isinstance(bias, Ref):
+        return result
+    old = context.old(node)
+    channel = len(context.terms(node.args[0])) - len(context.terms(node.args[1])) + 1
+    facts = context.facts(bias).reshape([-1 if dim == channel else 1 for dim in range(old.ndim)])
+    return added(result, np.broadcast_to(facts, old.shape))
+
+
+def _convolved(context: Context, node: Node) -> Cells:
+    image, weight = context.facts(node.args[0]), context.facts(node.args[1])
     image_terms, weight_terms = context.terms(node.args[0]), context.terms(node.args[1])
-    out_terms = context.axes.terms[node.name]
+    out_terms = context.result(node)
     channel = len(image_terms) - len(weight_terms) + 1
     groups = node.argument(6, "groups", 1)
-    old = context.layout.is_old(out_terms)
     if "transpose" in node.op and groups == 1:
         weight = np.swapaxes(weight, 0, 1)
         weight_terms = (weight_terms[1], weight_terms[0], *weight_terms[2:])
     elif "transpose" in node.op and context.grown((*image_terms, *out_terms)):
-        return np.full(old.shape, ANY, dtype=np.int16)
+        return np.full(context.layout.shape(out_terms), ANY, dtype=np.int16)
     if groups == 1:
         space = "xyz"[: len(weight_terms) - 2]
-        window = "uvw"[: len(space)]
         batch = "ab"[:channel]
-        result = contract(
-            context,
-            [batch + "i" + space, "oi" + window],
-            batch + "o" + space,
-            [image, weight],
-            [image_terms, weight_terms],
-        )
-    else:
-        result = _grouped(context, image, weight, (channel, image_terms, weight_terms, out_terms))
-    shape = [1] * len(out_terms)
-    shape[channel] = -1
-    if node.argument(2, "bias") is None:
-        return result
-    return added(result, context.spread(bias.reshape(shape), old.shape, old), old)
+        letters = [batch + "i" + space, "oi" + "uvw"[: len(space)]]
+        return contract(context, letters, batch + "o" + space, [image, weight], [image_terms, weight_terms])
+    return _grouped(context, image, weight, (channel, image_terms, weight_terms, out_terms))
 
 
 def _grouped(
@@ -161,31 +208,37 @@ def _grouped(
 ) -> Cells:
     """Group by group: the output cells of a group depend on the input cells of the same group."""
     channel, image_terms, weight_terms, out_terms = where
-    old_in, old_out = context.layout.old(image_terms[channel]), context.layout.old(out_terms[channel])
-    inner = len(context.layout.old(weight_terms[1]))
-    group_cells = max(1, len(old_in) // inner)
+    cells_in, old_out = context.layout.cells(image_terms[channel]), context.layout.old(out_terms[channel])
+    into = context.layout.cells(weight_terms[1])
+    inner = len(into)
+    group_cells = max(1, len(cells_in) // inner)
     each = len(old_out) // group_cells
-    if group_cells * inner != len(old_in) or each * group_cells != len(old_out):
+    if group_cells * inner != len(cells_in) or each * group_cells != len(old_out):
         return np.full(context.layout.shape(out_terms), ANY, dtype=np.int16)
-    facts_in = np.moveaxis(image, channel, 0).reshape(len(old_in), -1)
+    facts_in = np.moveaxis(image, channel, 0).reshape(len(cells_in), -1)
     facts_weight = weight.reshape(len(old_out), inner)
-    into = context.layout.old(weight_terms[1])
     result: Cells = np.full((len(old_out), facts_in.shape[1]), ANY, dtype=np.int16)
     for out, rest in cartesian(range(len(old_out)), range(facts_in.shape[1])):
         group = out // each
-        rows = [(int(facts_in[group * inner + i, rest]), int(facts_weight[out, i]), into[i]) for i in range(inner)]
-        result[out, rest] = _group_sum(rows, old_out[out])
+        pairs = [(int(facts_in[group * inner + i, rest]), int(facts_weight[out, i])) for i in range(inner)]
+        result[out, rest] = _group_sum(pairs, into, old_out[out])
     lead = [size for dim, size in enumerate(image.shape) if dim != channel]
     return np.moveaxis(result.reshape(len(old_out), *lead), 0, channel)
 
 
-def _group_sum(rows: Sequence[tuple[int, int, bool]], is_old: bool) -> int:
-    found = [
-        (ZERO if ZERO in (a, b) else scaled(scale(a) * scale(b)) if ANY not in (a, b) else ANY, old)
-        for a, b, old in rows
-    ]
-    if all(fact == ZERO for fact, _ in found):
-        return ZERO if not is_old else ANY
-    kept = {fact for fact, old in found if old}
-    new = {fact for fact, old in found if not old}
-    return kept.pop() if is_old and new <= {ZERO} and len(kept) == 1 and ZERO not in kept else ANY
+def _group_sum(pairs: Sequence[tuple[int, int]], into: Sequence[Cell], is_old: bool) -> int:
+    """The sum over the channels of one group. A new group copies an old one where all its factors do."""
+    totals: dict[tuple[int, ...], float] = {}
+    lost: int | None = None
+    found = False
+    for (a, b), cell in zip(pairs, into, strict=True):
+        totals.setdefault((cell.origin,), 0.0)
+        term = times(a, b)
+        if term == ZERO:
+            continue
+        if free(term) or kind(term) == "mean" or not (cell.old or cell.whole):
+            lost = ANY if term >= SAME else term if lost is None else plus(lost, term)
+            continue
+        totals[(cell.origin,)] += scale(term) * cell.ratio
+        found = True
+    return _total(totals, {"same"} if found else set(), lost, is_old)

@@ -9,9 +9,9 @@ import numpy as np
 
 from graphgrow import ops
 from graphgrow.axes import Term
-from graphgrow.graph import Node, Ref
-from graphgrow.prove.cells import ANY, ZERO, Cells, join
-from graphgrow.prove.rows.base import Context, Value, cut, flat, row, unknown
+from graphgrow.graph import Argument, Node, Ref
+from graphgrow.prove.facts import ANY, CONSTANT, SAME, UNDEFINED, ZERO, Cells, each, fact, join, kind, scale
+from graphgrow.prove.rows.base import Context, Flags, Value, constant, cut, flat, joined, row, settled, spread, unknown
 
 
 @row("reshape")
@@ -21,7 +21,8 @@ def _reshape(context: Context, node: Node) -> Value:
     shape = context.layout.shape(context.axes.terms[node.name])
     if facts.size == prod(shape):
         return facts.reshape(shape)
-    return np.full(shape, join(facts.reshape(-1).tolist()), dtype=np.int16)
+    found = join(facts.reshape(-1).tolist())
+    return np.full(shape, found if found < SAME or (facts == CONSTANT).all() else ANY, dtype=np.int16)
 
 
 @row("permute")
@@ -37,23 +38,24 @@ def _unsqueeze(context: Context, node: Node) -> Value:
 
 @row("expand")
 def _expand(context: Context, node: Node) -> Value:
-    old = context.layout.is_old(context.axes.terms[node.name])
-    return context.spread(context.facts(node.args[0]), old.shape, old)
+    return context.spread(node.args[0], context.old(node))
 
 
 @row("repeat", "repeat_interleave")
 def _repeat(context: Context, node: Node) -> Value:
-    facts = context.facts(node.args[0])
-    old = context.layout.is_old(context.axes.terms[node.name])
+    facts, old = context.facts(node.args[0]), context.old(node)
+    source = context.layout.is_old(context.terms(node.args[0]))
     lead = old.ndim - facts.ndim
-    facts = facts.reshape((1,) * lead + facts.shape)
+    facts, source = facts.reshape((1,) * lead + facts.shape), source.reshape((1,) * lead + source.shape)
     for dim, count in enumerate(old.shape):
         if facts.shape[dim] != count:
             times = count // facts.shape[dim]
-            repeat = np.repeat(facts, times, axis=dim)
-            tile = np.concatenate([facts] * times, axis=dim)
-            facts = repeat if ops.kind(node.op) == "repeat_interleave" else tile
-    return context.spread(facts, old.shape, old)
+            facts, source = (_repeated(a, times, dim, ops.kind(node.op)) for a in (facts, source))
+    return np.where(source & ~old, each(constant, facts), facts).astype(np.int16)
+
+
+def _repeated(cells: np.ndarray, times: int, dim: int, op: str) -> np.ndarray:
+    return np.repeat(cells, times, axis=dim) if op == "repeat_interleave" else np.concatenate([cells] * times, axis=dim)
 
 
 @row("cat")
@@ -67,12 +69,23 @@ def _cat(context: Context, node: Node) -> Value:
         return unknown(context, node)
     shape = context.layout.shape(terms)
     found: list[list[Cells]] = [[] for _ in range(shape[dim])]
+    old = context.old(node)
     for argument, chosen in zip(parts, pairs, strict=True):
-        along = np.moveaxis(context.facts(argument), dim, 0)
+        along = np.moveaxis(_aligned(context, argument, old, dim), dim, 0)
         for part, whole in chosen:
             found[whole].append(along[part])
-    rows = [np.where(np.logical_and.reduce([f == fs[0] for f in fs]), fs[0], ANY) for fs in found]
-    return np.moveaxis(np.stack(rows), 0, dim).astype(np.int16)
+    return np.moveaxis(np.stack([joined(cells) for cells in found]), 0, dim)
+
+
+def _aligned(context: Context, argument: Argument, old: Flags, dim: int) -> Cells:
+    """The facts of a part of a concatenation, wide in all dimensions but `dim`."""
+    facts, source = context.facts(argument), context.layout.is_old(context.terms(argument))
+    shape = tuple(size if d != dim else facts.shape[dim] for d, size in enumerate(old.shape))
+    target = np.broadcast_to(source, shape)
+    if facts.shape == shape:
+        return facts
+    rest = np.broadcast_to(old.any(axis=dim, keepdims=True), shape)
+    return spread(facts, source, target & rest)
 
 
 @row("pad")
@@ -97,32 +110,35 @@ def _laid_together(context: Context, node: Node) -> Value:
     wide = [np.expand_dims(f, dim) if f.ndim < len(shape) else f for f in found]
     if shape[dim] != 1 or any(f.shape != shape for f in wide):
         return unknown(context, node)
-    same = np.logical_and.reduce([f == wide[0] for f in wide])
-    return np.where(same, wide[0], ANY).astype(np.int16)
+    return joined(wide)
 
 
 @row("meshgrid", "view_as_complex", "view_as_real", "pixel_shuffle", "pixel_unshuffle", "diagonal", "index_put", "loss",
      "searchsorted", "opaque", "unknown")  # fmt: skip
 def plain(context: Context, node: Node) -> Value:
     """Nothing grown in sight and all operands the same: so is the result. With one fact everywhere, that fact."""
-    found = {int(fact) for name in node.operands() for fact in _facts_of(context.values[name])}
+    found = {f for name in node.operands() for f in _facts_of(context.values[name])}
     moved = ops.kind(node.op) not in ("loss", "searchsorted", "opaque", "unknown")
-    fact = found.pop() if len(found) == 1 else ANY
-    if fact == ZERO and not moved:
-        fact = ANY
+    number = found.pop() if len(found) == 1 else UNDEFINED if UNDEFINED in found else ANY
+    if (number == ZERO and not moved) or (number > SAME) or (number == SAME and _reads_new(context, node)):
+        number = ANY
     several = context.axes.several.get(node.name)
     if several is not None:
-        return tuple(_fill(context, terms, fact) for terms in several)
-    return _fill(context, context.axes.terms[node.name], fact)
+        return tuple(np.full(context.layout.shape(terms), number, dtype=np.int16) for terms in several)
+    return np.full(context.old(node).shape, number, dtype=np.int16)
+
+
+def _reads_new(context: Context, node: Node) -> bool:
+    """Whether an operand has new units: copies there do not make the result a copy."""
+    return any(context.grown(terms) for name in node.operands() for terms in _shapes(context, name))
+
+
+def _shapes(context: Context, name: str) -> Sequence[Sequence[Term]]:
+    return context.axes.several.get(name) or (context.axes.terms.get(name, ()),)
 
 
 def _facts_of(value: Value) -> list[int]:
     return [f for part in (value if isinstance(value, tuple) else (value,)) for f in part.reshape(-1).tolist()]
-
-
-def _fill(context: Context, terms: Sequence[Term], fact: int) -> Cells:
-    old = context.layout.is_old(terms)
-    return context.spread(np.full(old.shape, fact, dtype=np.int16), old.shape, old)
 
 
 @row("split")
@@ -137,12 +153,27 @@ def _split(context: Context, node: Node) -> Value:
 
 @row("unbind")
 def _unbind(context: Context, node: Node) -> Value:
-    facts = context.facts(node.args[0])
     (dim,) = context.dims(node, 1) if node.argument(1, "dim") is not None else (0,)
-    whole: Cells = np.asarray(facts.take(0, axis=dim))
-    if facts.shape[dim] != 1:
-        whole = np.full(whole.shape, ANY, dtype=np.int16)
+    whole = _one_of(context, node, dim)
     return tuple(whole for _ in context.axes.several[node.name])
+
+
+def _one_of(context: Context, node: Node, dim: int) -> Cells:
+    """One unit of a dimension, whichever: of a grown one only what does not vary along its new units."""
+    facts = np.moveaxis(context.facts(node.args[0]), dim, 0)
+    cells = context.layout.cells(context.terms(node.args[0])[dim])
+    if len(cells) == 1:
+        return np.asarray(facts[0])
+    made: list[Cells] = []
+    for part, cell in zip(facts, cells, strict=True):
+        made.append(part if cell.old else each(_varied, part))
+    return joined(made)
+
+
+def _varied(number: int) -> int:
+    if kind(number) == "constant":
+        return fact("same", scale(number))
+    return number if number <= ZERO else ANY
 
 
 @row("slice", "select")
@@ -155,16 +186,14 @@ def _slice(context: Context, node: Node) -> Value:
     if not context.layout.touches(terms[dim]):
         return facts if ops.kind(node.op) == "slice" else np.asarray(facts.take(0, axis=dim))
     if ops.kind(node.op) == "slice" and node.args[4] == 1:
-        piece = context.axes.terms[node.name][dim]
+        piece = context.result(node)[dim]
         before = context.before(node)
         if before is not None:
             found = cut(context, facts, dim, terms[dim], [*before, piece])
             if found is not None:
                 return found[-1]
-    flat = np.moveaxis(facts, dim, 0)
-    same = np.logical_and.reduce([flat[0] == other for other in flat])
-    joined = np.where(same, flat[0], ANY).astype(np.int16)
+    one = _one_of(context, node, dim)
     if ops.kind(node.op) == "select":
-        return joined
-    old = context.layout.is_old(context.axes.terms[node.name])
-    return context.spread(np.expand_dims(joined, dim), old.shape, old)
+        return settled(one, context.old(node))
+    old = context.old(node)
+    return settled(np.broadcast_to(np.expand_dims(one, dim), old.shape).astype(np.int16), old)

@@ -6,42 +6,42 @@ import numpy as np
 
 from graphgrow import ops
 from graphgrow.graph import Node, Ref
-from graphgrow.prove.cells import ANY, SAME, ZERO
-from graphgrow.prove.rows.base import Context, Value, row, unknown
+from graphgrow.prove.facts import ANY, SAME, UNDEFINED, ZERO
+from graphgrow.prove.rows.base import Context, Value, row, settled, spread, unknown
 
 
 @row("embedding", "index_select", "index", "gather")
 def _lookup(context: Context, node: Node) -> Value:
     terms = context.terms(node.args[0])
     facts = context.facts(node.args[0])
-    kind = ops.kind(node.op)
-    indices = node.args[1] if kind in ("embedding", "index") else node.args[2]
+    op = ops.kind(node.op)
+    indices = node.args[1] if op in ("embedding", "index") else node.args[2]
     chosen = list(indices) if isinstance(indices, tuple) else [indices]
     given = node.args[1]
-    dims = [0] if kind == "embedding" else [d for d, i in enumerate(chosen) if i is not None]
-    if kind in ("index_select", "gather"):
+    dims = [0] if op == "embedding" else [d for d, i in enumerate(chosen) if i is not None]
+    if op in ("index_select", "gather"):
         dims = [(given if isinstance(given, int) else 0) % len(terms)]
     used = [index for index in chosen if isinstance(index, Ref)]
-    out = context.axes.terms[node.name]
+    out = context.result(node)
     if any((context.facts(index) != SAME).any() for index in used):
-        return unknown(context, node)
-    if kind == "index" and context.grown([terms[dim] for dim in dims]):
+        return unknown(context, node, UNDEFINED if (facts == UNDEFINED).any() else ANY)
+    if op == "index" and context.grown([terms[dim] for dim in dims]):
         return unknown(context, node)  # a negative index counts from the end, where the new units are
+    source = context.layout.is_old(terms)
     for dim in dims:
         flags = context.layout.old(terms[dim])
-        kept = [facts.take(i, axis=dim) for i, old in enumerate(flags) if old]
-        same = np.logical_and.reduce([k == kept[0] for k in kept])
-        facts = np.expand_dims(np.where(same, kept[0], ANY), dim)
-    if kind == "gather":
-        old = context.layout.is_old(out)
-        return context.spread(facts, old.shape, old)
+        kept = [(facts.take(i, axis=dim), source.take(i, axis=dim)) for i, old in enumerate(flags) if old]
+        same = np.logical_and.reduce([k == kept[0][0] for k, _ in kept])
+        facts = np.expand_dims(np.where(same, kept[0][0], ANY), dim)
+        source = np.expand_dims(kept[0][1], dim)
+    if op == "gather":
+        return settled(spread(facts.astype(np.int16), source, context.old(node)), context.old(node))
     rest = [facts.shape[d] for d in range(facts.ndim) if d not in dims]
     width = len(out) - len(rest)
     adjacent = dims == list(range(dims[0], dims[-1] + 1))
     first = dims[0] if adjacent else 0
     shape = [*rest[:first], *[1] * width, *rest[first:]]
-    old = context.layout.is_old(out)
-    return context.spread(facts.reshape(shape).astype(np.int16), old.shape, old)
+    return spread(facts.reshape(shape).astype(np.int16), source.reshape(shape), context.old(node))
 
 
 @row("scatter", "index_add")

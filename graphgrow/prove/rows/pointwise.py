@@ -3,69 +3,274 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import inf
 
 import numpy as np
 
 from graphgrow import ops
+from graphgrow.axes import Atom
 from graphgrow.graph import Argument, ByMode, Lowest, Node, Ref
-from graphgrow.prove.cells import ANY, SAME, ZERO, Cells, scale, scaled
-from graphgrow.prove.rows.base import Context, Value, all_same, flat, row
+from graphgrow.prove.facts import (
+    ANY,
+    CONSTANT,
+    NONNEGATIVE,
+    POSITIVE,
+    SAME,
+    UNDEFINED,
+    ZERO,
+    Cells,
+    added,
+    each,
+    every,
+    fact,
+    free,
+    function_of,
+    functional,
+    kind,
+    multiple,
+    multiplied,
+    plus,
+    power,
+    scale,
+    times,
+)  # fmt: skip
+from graphgrow.prove.rows.base import Context, Flags, Value, flat, row, settled
 from graphgrow.sizes import Size
+
+LINEAR = {"neg", "to.dtype", "detach", "clone", "dropout", "feature_dropout", "positive", "alpha_dropout"}
+POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
+HOMOGENEOUS = {"abs", "relu", "leaky_relu", "maximum", "minimum", "max.other", "min.other"}
+FLOORS = {"clamp_min", "clamp"}
+CHOICES = {"where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar", "masked_fill.Scalar",
+           "masked_fill.Tensor"}  # fmt: skip
+# What free values become, where more is known of it than that it is finite.
+SIGNS = {
+    "exp": POSITIVE, "exp2": POSITIVE, "sigmoid": POSITIVE, "softplus": POSITIVE, "cosh": POSITIVE, "abs": NONNEGATIVE,
+    "relu": NONNEGATIVE, "relu6": NONNEGATIVE, "hardsigmoid": NONNEGATIVE,
+}  # fmt: skip
+# Functions that are not defined everywhere; those of the second row are where their argument is positive.
+PARTIAL = {"acos", "asin", "acosh", "atanh", "erfinv", "logit", "pow.Tensor_Tensor", "pow.Scalar", "xlogy", "addcdiv",
+           "log", "log2", "log10", "log1p"}  # fmt: skip
+LOGARITHMS = {"log", "log2", "log10", "log1p"}
+QUOTIENTS = {"div.Tensor", "div.Scalar"}
+ROUNDED = {"div.Tensor_mode", "div.Scalar_mode", "floor_divide", "floor_divide.Scalar", "remainder.Scalar",
+           "remainder.Tensor", "fmod.Scalar", "fmod.Tensor"}  # fmt: skip
+PRODUCTS = {"mul.Tensor", "mul.Scalar"}
+SUMS = {"add.Tensor", "add.Scalar", "sub.Tensor", "sub.Scalar", "rsub.Tensor", "rsub.Scalar"}
+
+
+def short(node: Node) -> str:
+    """The operator's name without what all have."""
+    return node.op.removeprefix("aten.").removesuffix(".default")
 
 
 @row("pointwise")
 def _pointwise(context: Context, node: Node) -> Value:
-    """Cell by cell. Old: the same where all operands are. New: zero as the operator's row in the table says."""
-    arguments = node.args[1:2] if node.op == "by_mode" else flat(node.args)
-    old = context.layout.is_old(context.axes.terms[node.name])
-    given = [a for a in arguments if isinstance(a, Ref | int | float | Size | ByMode | Lowest)]
-    found = [context.spread(context.facts(a), old.shape, old) for a in given if isinstance(a, Ref)]
-    kept = _combined(node, found, given)
-    zeros = _zeros(ops.TABLE[node.op].zero, node, given, found, old.shape)
-    return np.where(zeros, ZERO, np.where(old, kept, ANY)).astype(np.int16)
-
-
-LINEAR = {"neg", "to.dtype", "detach", "clone", "dropout", "feature_dropout"}
-
-
-def _combined(node: Node, found: Sequence[Cells], given: Sequence[Argument]) -> Cells:
-    """Facts in old cells: products multiply scales, sums need equal ones, anything else needs the original itself."""
-    name = node.op.removeprefix("aten.").removesuffix(".default")
+    """Cell by cell."""
+    old = context.old(node)
+    name = short(node)
+    if node.op == "by_mode":
+        return context.spread(node.args[1], old)
+    given = [a for a in flat(node.args) if isinstance(a, Ref | int | float | Size | ByMode | Lowest)]
+    found = [
+        context.spread(a, old) if isinstance(a, Ref) else np.full(old.shape, CONSTANT, dtype=np.int16) for a in given
+    ]
+    numbers = [a for a in given if not isinstance(a, Ref)]
     if not found:
-        return np.array(SAME, dtype=np.int16)
-    stacked = np.stack(found)
-    if (stacked == SAME).all():
-        return stacked[0]
-    same = (stacked == stacked[0]).all(axis=0)
-    if name in LINEAR or name == "by_mode" or (name in ("add.Tensor", "sub.Tensor") and len(found) == len(given)):
-        return np.where(same & (stacked[0] != ZERO), stacked[0], ANY).astype(np.int16)
-    if name in ("mul.Tensor", "mul.Scalar", "div.Tensor", "div.Scalar"):
-        return _multiplied(stacked, divide=name.startswith("div"))
-    return np.where(same & (stacked[0] == SAME), SAME, ANY).astype(np.int16)
+        return context.filled(node, SAME, CONSTANT)
+    if name in LINEAR:
+        result = each(_negated, found[0]) if name == "neg" else found[0]
+    elif name in SUMS:
+        result = _sum(context, node, name, given, found)
+    elif name in PRODUCTS or name in QUOTIENTS:
+        result = _product(context, node, name, given, found)
+    elif name in ROUNDED:
+        result = every(lambda facts: _rounded(*facts), *found[:2])
+    elif name in POWERS:
+        result = each(lambda f: power(f, POWERS[name]), found[0])
+    elif name in HOMOGENEOUS and (name == "leaky_relu" or not numbers):
+        tensors = found[:1] if name == "leaky_relu" else found
+        result = every(lambda facts: _homogeneous(name, facts), *tensors)
+    elif name in FLOORS and len(numbers) == 1 and node.argument(2, "max") is None:
+        result = _floor(context, node, numbers[0], found[0])
+    elif name in CHOICES:
+        result = _choice(given, found)
+    else:
+        result = _function(context, node, name, found)
+    zeros = _zeros(ops.TABLE[node.op].zero, node, given, found) & ~old
+    return settled(np.where(zeros & (result != UNDEFINED), ZERO, result).astype(np.int16), old)
 
 
-def _multiplied(stacked: Cells, divide: bool) -> Cells:
-    result = np.full(stacked.shape[1:], ANY, dtype=np.int16)
-    for cell in np.ndindex(result.shape):
-        facts = [int(fact) for fact in stacked[(slice(None), *cell)]]
-        if all(fact >= SAME for fact in facts):
-            first, *others = (scale(fact) for fact in facts)
-            result[cell] = scaled(first / prod(others) if divide else first * prod(others))
-    return result
+def _negated(number: int) -> int:
+    if kind(number) == "affine":
+        return ANY
+    return ANY if number in (POSITIVE, NONNEGATIVE) else number
 
 
-def _zeros(
-    rule: str, node: Node, given: Sequence[Argument], found: Sequence[Cells], shape: tuple[int, ...]
-) -> np.ndarray:
-    """Where the result is zero."""
-    waiting = iter(found)
-    each = [next(waiting) == ZERO if isinstance(a, Ref) else np.full(shape, a == 0) for a in given]
+def _sign(number: Argument) -> int:
+    """The fact of a number in the arguments, as far as it is free."""
+    if not isinstance(number, int | float):
+        return ANY
+    return POSITIVE if number > 0 else ZERO if number == 0 else ANY
+
+
+def _sum(context: Context, node: Node, name: str, given: Sequence[Argument], found: Sequence[Cells]) -> Cells:
+    alpha = node.argument(2, "alpha", 1)
+    plain = name.startswith("add") and isinstance(alpha, int | float) and alpha > 0
+    where = next((index for index, a in enumerate(given[:2]) if not isinstance(a, Ref)), None)
+    if where is None or len(found) < 2:
+        signed = found[1] if plain or len(found) < 2 else each(_negated, found[1])
+        first = each(_negated, found[0]) if name.startswith("rsub") else found[0]
+        if name == "sub.Tensor" and alpha == 1 and _takes_own_mean(context, node):
+            first = np.where(each(lambda f: f if kind(f) == "mean" else ANY, first) >= SAME, ZERO, first)
+            signed = np.where(first == ZERO, ZERO, signed)
+        return added(first, signed) if len(found) > 1 else found[0]
+    number, cells = given[where], found[1 - where]
+    scales = {scale(f) for f in map(int, cells.reshape(-1)) if f >= SAME and kind(f) != "affine"}
+    if len(scales) == 1:
+        context.needs(node, scales.pop(), "args", where)
+    factor = context.factor(node, "args", where)
+    return each(lambda f: _shifted(f, number, factor, plain), cells)
+
+
+def _takes_own_mean(context: Context, node: Node) -> bool:
+    """x - mean(x) over the dimensions with new units: where x is the mean, nothing is left."""
+    whole, mean = node.args[:2]
+    if not isinstance(whole, Ref) or not isinstance(mean, Ref):
+        return False
+    source = context.axes.graph[mean.name]
+    if ops.kind(source.op) != "mean" or source.args[0] != whole:
+        return False
+    dims = context.dims(source, 1)
+    terms = context.terms(whole)
+    grown = [dim for dim, term in enumerate(terms) if context.layout.touches(term)]
+    return set(grown) <= set(dims) and all(isinstance(terms[dim], Atom) for dim in grown)
+
+
+def _shifted(number: int, term: Argument, factor: float, plain: bool) -> int:
+    """A fact plus a number in the arguments, which is multiplied by `factor`."""
+    if number < SAME:
+        return plus(number, _sign(term)) if plain else ANY if number != UNDEFINED else UNDEFINED
+    found = multiple(number)
+    if found.kind in ("same", "affine") and plain and isinstance(term, int | float):
+        return fact("affine", found.scale, found.shift + (factor - found.scale) * term)
+    return number if found.kind != "affine" and abs(found.scale - factor) <= 1e-12 else ANY
+
+
+def _product(context: Context, node: Node, name: str, given: Sequence[Argument], found: Sequence[Cells]) -> Cells:
+    divides = name in QUOTIENTS
+    operands: list[Cells] = []
+    for index, (argument, cells) in enumerate(zip(given[:2], found, strict=False)):
+        exponent = -1.0 if divides and index else 1.0
+        if isinstance(argument, Ref):
+            operands.append(each(lambda f: power(f, -1.0), cells) if exponent < 0 else cells)
+        else:
+            factor = context.factor(node, "args", index) ** exponent
+            positive = isinstance(argument, int | float) and argument > 0
+            number = fact("constant", factor)
+            operands.append(np.full(cells.shape, number, dtype=np.int16))
+            if positive and not divides:
+                return _multiplied(found[1 - index], number)
+            if positive and divides and index:
+                return _multiplied(found[0], number)
+    return multiplied(operands[0], operands[1]) if len(operands) > 1 else operands[0]
+
+
+def _multiplied(cells: Cells, by: int) -> Cells:
+    """Facts times a positive number, which keeps signs."""
+    return each(lambda f: f if f < SAME else times(f, by), cells)
+
+
+def _rounded(left: int, right: int) -> int:
+    if right < SAME and right != POSITIVE:
+        return UNDEFINED
+    return ZERO if left == ZERO else function_of((left, right))
+
+
+def _homogeneous(name: str, facts: Sequence[int]) -> int:
+    """f(c x) = c f(x) for c > 0."""
+    if any(f < SAME for f in facts):
+        if UNDEFINED in facts:
+            return UNDEFINED
+        if all(f == ZERO for f in facts):
+            return ZERO
+        lower = max(NONNEGATIVE, facts[0] if free(facts[0]) else ANY)
+        return lower if name in ("abs", "relu") else ANY
+    kinds, scales = {kind(f) for f in facts}, {scale(f) for f in facts}
+    if len(scales) > 1 or not kinds <= {"same", "constant"}:
+        return ANY
+    return fact("same" if "same" in kinds else "constant", scales.pop())
+
+
+def _floor(context: Context, node: Node, low: Argument, cells: Cells) -> Cells:
+    """max(x, number): the number must follow the scale of x."""
+    scales = {scale(f) for f in map(int, cells.reshape(-1)) if f >= SAME}
+    moved = len(scales) == 1 and low != 0 and context.needs(node, next(iter(scales)), "args", 1)
+
+    def floored(number: int) -> int:
+        if number >= SAME:
+            return number if kind(number) in ("same", "constant") and (moved or low == 0 or scale(number) == 1) else ANY
+        if number == ZERO and isinstance(low, int | float) and low <= 0:
+            return ZERO
+        return UNDEFINED if number == UNDEFINED else max(_sign(low) if _sign(low) != ZERO else NONNEGATIVE, ANY)
+
+    return each(floored, cells)
+
+
+def _choice(given: Sequence[Argument], found: Sequence[Cells]) -> Cells:
+    """One or the other by a mask. Where the mask does not vary along new dimensions, a mean is one of what it picks;
+    zero and infinity are any multiple of themselves."""
+    masked = len(given) > 1 and isinstance(given[0], Ref)
+    order = [1, 0, 2] if masked else [0, 1, 2]
+    picked = [given[i] for i in order[1:] if i < len(given)]
+    mask, *cells = (found[i] for i in order if i < len(found))
+    neutral = [isinstance(a, int | float) and (a == 0 or abs(a) == inf) for a in picked]
+    zero = [isinstance(a, int | float) and a == 0 for a in picked]
+
+    def chosen(found: tuple[int, ...]) -> int:
+        by, *facts = found
+        rest = [f for f, skip in zip(facts, neutral, strict=True) if not skip]
+        if by < SAME or scale(by) != 1 or kind(by) not in ("same", "constant"):
+            return UNDEFINED if UNDEFINED in (by, *facts) else ANY
+        if all(f == ZERO or z for f, z in zip(facts, zero, strict=True)):
+            return ZERO
+        if not rest:
+            return SAME if kind(by) == "same" else CONSTANT
+        result = rest[0] if len(rest) == 1 else plus(rest[0], rest[1])
+        if kind(by) == "same" and kind(result) == "mean":
+            return ANY
+        return fact("same", scale(result)) if kind(by) == "same" and kind(result) == "constant" else result
+
+    return every(chosen, mask, *cells)
+
+
+def _function(context: Context, node: Node, name: str, found: Sequence[Cells]) -> Cells:
+    """An operator of which nothing more is known: the same where its operands are; free otherwise."""
+    exponent = node.args[1] if name == "pow.Tensor_Tensor" else None
+    whole = isinstance(exponent, Ref) and context.axes.graph[exponent.name].tensor.dtype.startswith("int")
+
+    def result(facts: tuple[int, ...]) -> int:
+        value = function_of(facts)
+        if value >= SAME or value == UNDEFINED:
+            return value
+        if name in LOGARITHMS:
+            return ANY if facts[0] == POSITIVE else UNDEFINED
+        if whole and facts[1] in (NONNEGATIVE, POSITIVE):
+            return ANY
+        return UNDEFINED if name in PARTIAL else SIGNS.get(name, ANY)
+
+    return every(result, *found)
+
+
+def _zeros(rule: str, node: Node, given: Sequence[Argument], found: Sequence[Cells]) -> Flags:
+    """Where the operator's row in the table says that the result is zero."""
+    each = [f == ZERO if isinstance(a, Ref) else np.full(f.shape, a == 0) for a, f in zip(given, found, strict=True)]
     if not each or not rule or _off_zero(node):
-        return np.zeros(shape, dtype=bool)
+        return np.zeros(found[0].shape, dtype=bool)
     if rule == "any":
         return np.logical_or.reduce(each)
-    unary = len(found) == 1 and node.op not in BINARY
+    tensors = sum(isinstance(a, Ref) for a in given)
+    unary = tensors == 1 and short(node) not in BINARY
     if rule == "first" or unary:
         return each[0]
     return np.logical_and.reduce(each)
@@ -80,50 +285,47 @@ def _off_zero(node: Node) -> bool:
 
 
 # Operators whose second number is an operand and not a setting (a slope, a probability).
-BINARY = {
-    f"aten.{name}"
-    for name in [
-        "add.Tensor",
-        "sub.Tensor",
-        "rsub.Tensor",
-        "add.Scalar",
-        "sub.Scalar",
-        "rsub.Scalar",
-        "maximum.default",
-        "minimum.default",
-    ]
-}
+BINARY = SUMS | {"maximum", "minimum"}
 
 
 @row("power")
 def _power(context: Context, node: Node) -> Value:
-    """x to a positive power is zero where x is."""
+    """x to a number."""
+    exponent = node.args[1]
     facts = context.facts(node.args[0])
-    positive = isinstance(node.args[1], int | float) and node.args[1] > 0
-    kept = facts if positive else np.where(facts == ZERO, ANY, facts)
-    return np.where(kept > SAME, ANY, kept).astype(np.int16)
+    if not isinstance(exponent, int | float):
+        return functional(facts)
+    return each(lambda f: power(f, float(exponent)), facts)
 
 
 @row("like", "factory")
 def _made(context: Context, node: Node) -> Value:
-    zero = node.op.startswith(("aten.zeros", "aten.new_zeros"))
-    return context.filled(node, SAME, ZERO if zero else ANY)
+    """Zeros, ones, one number everywhere; random numbers and what is counted are something else in new cells."""
+    name = short(node)
+    if name.startswith(("zeros", "new_zeros")):
+        return context.filled(node, SAME, ZERO)
+    even = name.startswith(("ones", "new_ones", "full", "new_full"))
+    return context.filled(node, SAME, CONSTANT if even else ANY)
 
 
 @row("arange")
 def _arange(context: Context, node: Node) -> Value:
-    return context.filled(node, SAME, ANY)
+    start = node.args[0] if node.op in ("aten.arange.start", "aten.arange.start_step") else 0
+    step = node.args[2] if node.op == "aten.arange.start_step" else 1
+    counts = all(isinstance(number, int) and number >= 0 for number in (start, step))
+    return context.filled(node, SAME, NONNEGATIVE if counts and "arange" in node.op else ANY)
 
 
 @row("prelu")
 def _prelu(context: Context, node: Node) -> Value:
-    facts = context.facts(node.args[0])
-    old = context.layout.is_old(context.terms(node.args[0]))
-    shape = [1] * old.ndim
-    if old.ndim > 1:
-        shape[1] = -1
-    slope = context.facts(node.args[1]).reshape(shape)
-    return np.where(facts == ZERO, ZERO, all_same([facts, slope], context, old)).astype(np.int16)
+    old = context.old(node)
+    facts, slope = context.facts(node.args[0]), context.facts(node.args[1])
+    if slope.ndim and slope.size > 1:
+        slope = slope.reshape([-1 if dim == 1 else 1 for dim in range(old.ndim)])
+    else:
+        slope = np.full(old.shape, CONSTANT, dtype=np.int16) if (slope == SAME).all() else np.full(old.shape, ANY)
+    result = functional(facts, np.broadcast_to(slope, facts.shape))
+    return settled(np.where((facts == ZERO) & (slope != UNDEFINED), ZERO, result).astype(np.int16), old)
 
 
 @row("getitem")

@@ -2,62 +2,158 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod, sqrt
+
 import numpy as np
 
-from graphgrow import ops
-from graphgrow.axes import Product
-from graphgrow.graph import Node, Ref
-from graphgrow.prove.cells import ANY, SAME, ZERO, scale, scaled
-from graphgrow.prove.rows.base import Context, Value, all_same, cut, row, unknown
+from graphgrow import ops, sizes
+from graphgrow.axes import Atom, Product, Term
+from graphgrow.graph import Argument, Node, Ref
+from graphgrow.prove.facts import (
+    ANY,
+    NONNEGATIVE,
+    POSITIVE,
+    SAME,
+    UNDEFINED,
+    ZERO,
+    Cells,
+    added,
+    each,
+    every,
+    fact,
+    function_of,
+    functional,
+    kind,
+    multiplied,
+    scale,
+)  # fmt: skip
+from graphgrow.prove.rows.base import Context, Flags, Value, cut, row, settled, spread, unknown
 from graphgrow.prove.rows.contractions import contract
 
 
 @row("sum", "mean")
 def _sum_row(context: Context, node: Node) -> Value:
-    """Sums need zeros in new cells; a mean over a grown dimension is divided by its new size."""
+    """A sum is a contraction with nothing; a mean is divided by its new size."""
     dims = context.dims(node, 1)
     terms = context.terms(node.args[0])
     letters = "abcdefghijkl"[: len(terms)]
     kept = "".join(letter for dim, letter in enumerate(letters) if dim not in dims)
-    result = contract(context, [letters], kept, [context.facts(node.args[0])], [terms])
-    if ops.kind(node.op) == "mean" and context.grown([terms[dim] for dim in dims]):
-        factor = 1.0
-        for dim in dims:
-            new = terms[dim].resized(context.layout.grown)
-            factor *= float(str(terms[dim].size)) / float(str(new)) if context.layout.touches(terms[dim]) else 1.0
-        facts = [scaled(scale(fact) * factor) if fact >= SAME else fact for fact in map(int, result.reshape(-1))]
-        result = np.array(facts, dtype=np.int16).reshape(result.shape)
-    return result.reshape(context.layout.shape(context.axes.terms[node.name]))
+    facts = context.facts(node.args[0])
+    result = contract(context, [letters], kept, [facts], [terms])
+    over = [terms[dim] for dim in dims]
+    if context.grown(over):
+        share = 1 / growth(context, over) if ops.kind(node.op) == "mean" else 1.0
+        result = each(lambda f: fact(kind(f), scale(f) * share) if f >= SAME else f, result)
+    return result.reshape(context.layout.shape(context.result(node)))
+
+
+def growth(context: Context, terms: Sequence[Term]) -> float:
+    """How many units dimensions have, for one that they had."""
+    return prod(
+        sizes.number(term.resized(context.layout.grown)) / sizes.number(term.size)
+        for term in terms
+        if context.layout.touches(term)
+    )
+
+
+EXTREMA = ("aten.amax", "aten.amin", "aten.max", "aten.min", "aten.any", "aten.all")
+SPREADS = ("aten.var", "aten.std")
+NORMS = ("aten.linalg_vector_norm", "aten.norm")
+KEEP_ZERO = (*EXTREMA, *SPREADS, *NORMS)
 
 
 @row("reduction", "norm_reduction", "reduction2")
 def _reduction(context: Context, node: Node) -> Value:
-    """Over dimensions that stay as they are: cell by cell."""
+    """Over dimensions that stay: cell by cell. Over a grown one: a norm does not see zeros, an extremum no copies, a
+    variance falls by what has the mean."""
     dims = context.dims(node, 2 if ops.kind(node.op) == "norm_reduction" else 1)
     terms = context.terms(node.args[0])
     facts = context.facts(node.args[0])
-    names = [node.name] if not isinstance(node.type, tuple) else []
-    shape = context.layout.shape(context.axes.terms[names[0]] if names else context.axes.several[node.name][0])
-    if context.grown([terms[dim] for dim in dims]):
-        result = np.full(shape, ANY, dtype=np.int16)
+    shapes = context.axes.several.get(node.name) or (context.result(node),)
+    grown = [dim for dim in dims if context.layout.touches(terms[dim])]
+    if len(grown) > 1 or any(len(context.layout.cells(terms[dim])) != 2 for dim in grown):
+        return unknown(context, node)
+    parts = [facts.take([i], axis=grown[0]) for i in range(2)] if grown else [facts]
+    over = terms[grown[0]] if grown else None
+    first = every(lambda found: _reduced(context, node, found, over), *parts).reshape(context.layout.shape(shapes[0]))
+    first = settled(first, context.layout.is_old(shapes[0]))
+    if not isinstance(node.type, tuple):
+        return first
+    if "_mean" in node.op:
+        second = every(lambda found: _centre(found, over, context), *parts).reshape(first.shape)
     else:
-        keeps_zero = node.op.startswith(("aten.amax", "aten.amin", "aten.linalg", "aten.norm", "aten.max", "aten.min"))
-        result = np.where((facts == SAME) | ((facts == ZERO) & keeps_zero), facts, ANY).reshape(shape).astype(np.int16)
-    indices = np.where(result == SAME, SAME, ANY).astype(np.int16)
-    return result if names else (result, *(indices for _ in context.axes.several[node.name][1:]))
+        second = np.where(first == SAME, SAME, ANY).astype(np.int16)
+    return (first, settled(second, context.layout.is_old(shapes[0])))
+
+
+def _reduced(context: Context, node: Node, found: tuple[int, ...], over: Term | None) -> int:
+    """The fact of one reduction; `found` are the facts over the dimension, old and new when `over` has grown."""
+    op = node.op
+    if UNDEFINED in found:
+        return UNDEFINED
+    first, kinds = found[0], {kind(f) for f in found}
+    if op.startswith(NORMS) and over is not None and found[1] == ZERO:
+        found = found[:1]
+    if first == ZERO and len(found) == 1:
+        return ZERO if op.startswith(KEEP_ZERO) else ANY
+    multiples = first >= SAME and kind(first) in ("same", "constant")
+    if len(found) == 1 and multiples:
+        if op.startswith((*NORMS, "aten.amax", "aten.amin", "aten.std")) or scale(first) == 1:
+            return first
+        return fact(kind(first), scale(first) ** 2) if op.startswith("aten.var") else ANY
+    alike = len({scale(f) for f in found if f >= SAME}) == 1 and all(f >= SAME for f in found)
+    if multiples and alike and op.startswith(EXTREMA) and kinds <= {"same", "constant"}:
+        return first if scale(first) == 1 or op.startswith(("aten.amax", "aten.amin")) else ANY
+    if multiples and alike and op.startswith(SPREADS) and over is not None:
+        return _spread_of(context, node, found, over)
+    return NONNEGATIVE if op.startswith((*NORMS, *SPREADS)) else ANY
+
+
+def _spread_of(context: Context, node: Node, found: tuple[int, ...], over: Term) -> int:
+    """Variance or deviation over a dimension whose new units are the mean, or complete copies."""
+    old, new = sizes.number(over.size), sizes.number(over.resized(context.layout.grown))
+    correction = node.argument(2, "correction", 1)
+    degrees = correction if isinstance(correction, int | float) else 1
+    share = (old - degrees) / (new - degrees)
+    if kind(found[1]) == "mean" and isinstance(over, Atom):
+        pass
+    elif kind(found[1]) in ("same", "constant") and all(cell.whole for cell in context.layout.cells(over)):
+        share *= new / old
+    else:
+        return NONNEGATIVE
+    exponent = 1.0 if node.op.startswith("aten.var") else 0.5
+    return fact("same", (scale(found[0]) ** 2 * share) ** exponent)
+
+
+def _centre(found: tuple[int, ...], over: Term | None, context: Context) -> int:
+    """The mean over a dimension."""
+    if any(f < SAME for f in found) or len({scale(f) for f in found}) > 1:
+        return found[0] if over is None else ANY
+    if over is None or kind(found[1]) == "mean" or all(cell.whole for cell in context.layout.cells(over)):
+        return found[0]
+    return ANY
 
 
 @row("along", "ordered", "sort", "topk", "diff", "flip", "roll", "triangle")
 def _along(context: Context, node: Node) -> Value:
     """Along a dimension that stays: cell by cell, and what is made of zeros is not promised."""
     terms = context.terms(node.args[0])
-    position = {"topk": 2, "diff": 2, "roll": 2}.get(ops.kind(node.op), 1)
-    dims = context.dims(node, position) if ops.kind(node.op) != "triangle" else (len(terms) - 2, len(terms) - 1)
+    op = ops.kind(node.op)
+    position = {"topk": 2, "diff": 2, "roll": 2}.get(op, 1)
+    dims = context.dims(node, position) if op != "triangle" else (len(terms) - 2, len(terms) - 1)
     facts = context.facts(node.args[0])
-    moved = ops.kind(node.op) in ("flip", "roll", "triangle", "ordered")
+    moved = op in ("flip", "roll", "triangle")
     if context.grown([terms[dim] for dim in dims]):
         return unknown(context, node)
-    result = np.where((facts == SAME) | ((facts == ZERO) & moved), facts, ANY).astype(np.int16)
+
+    def moves(number: int) -> int:
+        if moved or number == UNDEFINED or (op == "ordered" and number == ZERO):
+            return number
+        result = function_of((number,))
+        return NONNEGATIVE if op == "along" and result == ANY and "log" not in node.op else result
+
+    result = each(moves, facts)
     return (result, result) if isinstance(node.type, tuple) else result
 
 
@@ -66,70 +162,177 @@ def _glu(context: Context, node: Node) -> Value:
     """a * sigmoid(b): zero where a is."""
     terms = context.terms(node.args[0])
     (dim,) = context.dims(node, 1) if node.argument(1, "dim") is not None else (len(terms) - 1,)
-    half = context.axes.terms[node.name][dim]
+    half = context.result(node)[dim]
     halves = cut(context, context.facts(node.args[0]), dim, terms[dim], [half, half])
     if halves is None:
-        return np.full(context.layout.shape(context.axes.terms[node.name]), ANY, dtype=np.int16)
-    value, gate = halves
-    return np.where(value == ZERO, ZERO, np.where((value == SAME) & (gate == SAME), SAME, ANY)).astype(np.int16)
+        return unknown(context, node)
+    return multiplied(halves[0], functional(halves[1]))
+
+
+def statistics(context: Context, facts: Cells, over: Sequence[int], terms: Sequence[Term], centred: bool) -> Cells:
+    """What a norm over the dimensions `over` leaves of x, its eps following: (x - mean) / sqrt(var), or x / sqrt(mean
+    of squares) when not `centred`. By the facts of x over these dimensions:
+
+    only complete copies: as in the original, of any multiple;
+    zeros in new cells, not centred: the mean of squares falls by old/new, so old cells are sqrt(new/old) times the
+    original's and new ones zero;
+    the mean in new cells, centred: the mean stays, the variance falls by old/new; the same."""
+    grown = [dim for dim in over if context.layout.touches(terms[dim])]
+    if not grown:
+        return each(_normalised_alone, facts)
+    inside = np.ones(facts.shape, dtype=bool)
+    whole = True
+    for dim in grown:
+        cells = context.layout.cells(terms[dim])
+        shape = [-1 if d == dim else 1 for d in range(facts.ndim)]
+        inside &= np.array([cell.old for cell in cells]).reshape(shape)
+        whole = whole and all(cell.whole for cell in cells)
+    result: Cells = np.full(facts.shape, ANY, dtype=np.int16)
+    factor = sqrt(growth(context, [terms[dim] for dim in grown]))
+    single = len(grown) == 1 and isinstance(terms[grown[0]], Atom)
+    others = [dim for dim in range(facts.ndim) if dim not in grown]
+    for place in np.ndindex(*(facts.shape[dim] for dim in others)):
+        at: list[int | slice] = [slice(None)] * facts.ndim
+        for dim, index in zip(others, place, strict=True):
+            at[dim] = index
+        index_ = tuple(at)
+        there = inside[index_]
+        old = {int(f) for f in facts[index_][there]}
+        new = {int(f) for f in facts[index_][~there]}
+        found = _normal(old, new, whole, centred, single)
+        if found == "copies":
+            kinds = {kind(f) for f in old | new}
+            result[index_] = fact("same" if "same" in kinds else "constant", 1.0)
+        elif found:
+            number = fact(kind(next(iter(old))), factor)
+            result[index_] = np.where(there, number, ZERO)
+    return result
+
+
+def _normalised_alone(number: int) -> int:
+    """A norm over dimensions that stay."""
+    if number >= SAME:
+        return fact(kind(number), 1.0) if kind(number) in ("same", "constant") else ANY
+    return UNDEFINED if number == UNDEFINED else ANY
+
+
+def _normal(old: set[int], new: set[int], whole: bool, centred: bool, single: bool) -> str:
+    """Which of the cases of `statistics` facts are: `copies`, `padded`, or none."""
+    if len(old) != 1 or min(old) < SAME or not {kind(f) for f in old} <= {"same", "constant"}:
+        return ""
+    factor = scale(next(iter(old)))
+    if all(f >= SAME and kind(f) in ("same", "constant") and scale(f) == factor for f in new):
+        return "copies" if whole or all(kind(f) == "constant" for f in old | new) else ""
+    if not centred and new == {ZERO}:
+        return "padded"
+    return "padded" if centred and single and new == {fact("mean", factor)} else ""
+
+
+def normalised(context: Context, node: Node) -> Cells:
+    """A layer norm or RMS norm before its gain."""
+    terms = context.terms(node.args[0])
+    normal = node.args[1]
+    count = len(normal) if isinstance(normal, tuple) else 1
+    over = range(len(terms) - count, len(terms))
+    facts = context.facts(node.args[0])
+    result = statistics(context, facts, over, terms, centred="layer_norm" in node.op)
+    scales = {scale(f) for f in map(int, facts.reshape(-1)) if f >= SAME and kind(f) in ("same", "constant")}
+    if not scales or not (result >= SAME).any():
+        return result
+    padded = bool((result == ZERO).any())
+    share = 1 / growth(context, [terms[dim] for dim in over]) if padded else 1.0
+    path = _eps_path(node, 4 if "layer_norm" in node.op else 3)
+    if len(scales) > 1 or not context.needs(node, scales.pop() ** 2 * share, *path):  # eps follows the variance
+        return np.full(result.shape, ANY, dtype=np.int16)
+    return result
+
+
+def _eps_path(node: Node, position: int) -> tuple[int | str, ...]:
+    return ("eps",) if "eps" in dict(node.kwargs) else ("args", position)
 
 
 @row("layer_norm")
 def _layer_norm(context: Context, node: Node) -> Value:
-    """Statistics over dimensions that stay: cell by cell. Over a grown dimension nothing is promised (yet)."""
-    terms = context.terms(node.args[0])
-    normal = node.args[1]
-    count = len(normal) if isinstance(normal, tuple) else 1
-    old = context.layout.is_old(terms)
-    if context.grown(terms[len(terms) - count :]):
-        return np.full(old.shape, ANY, dtype=np.int16)
-    weights = [context.facts(a) for a in node.args[2:4] if isinstance(a, Ref)]
-    return all_same([context.facts(node.args[0]), *weights], context, old)
+    old = context.old(node)
+    result = normalised(context, node)
+    weight, bias = node.argument(2, "weight"), node.argument(3, "bias") if "layer_norm" in node.op else None
+    if isinstance(weight, Ref):
+        result = multiplied(result, context.spread(weight, old))
+    if isinstance(bias, Ref):
+        result = added(result, context.spread(bias, old))
+    return settled(result, old)
+
+
+def _by_channel(context: Context, argument: Argument, old: Flags) -> Cells | None:
+    if not isinstance(argument, Ref):
+        return None
+    facts = context.facts(argument).reshape([-1 if dim == 1 else 1 for dim in range(old.ndim)])
+    source = context.layout.is_old(context.terms(argument)).reshape(facts.shape)
+    return spread(facts, source, old)
 
 
 @row("batch_norm")
 def _batch_norm(context: Context, node: Node) -> Value:
-    """Channel by channel, (x - mean) / std * weight + bias: zero where weight and bias are, or x, mean and bias."""
-    old = context.layout.is_old(context.terms(node.args[0]))
+    """Channel by channel, (x - mean) / sqrt(var + eps) * weight + bias: zero where weight and bias are, or x, mean and
+    bias. Not defined for a negative variance."""
     terms = context.terms(node.args[0])
+    old = context.old(node)
     if context.grown((*terms[:1], *terms[2:])):
         return np.full(old.shape, ANY, dtype=np.int16)  # its statistics may be those of the input it is given
-    shape = [1] * old.ndim
-    shape[1] = -1
-    facts = [context.facts(node.args[0])]
-    given = [isinstance(a, Ref) for a in node.args[1:5]]
-    facts += [context.facts(a).reshape(shape) for a in node.args[1:5] if isinstance(a, Ref)]
-    wide = [context.spread(f, old.shape, old) == ZERO for f in facts]
-    result = all_same(facts, context, old)
-    if all(given):
-        zero = (wide[1] | (wide[0] & wide[3])) & wide[2]
-        result = np.where(zero & ~old, ZERO, result).astype(np.int16)
-    return result
+    weight, bias, mean, variance = (_by_channel(context, a, old) for a in node.args[1:5])
+    image = context.facts(node.args[0])
+    given = [image, *(a for a in (weight, bias, mean, variance) if a is not None)]
+    result = functional(*given)
+    if weight is not None and bias is not None and mean is not None:
+        zero = ((weight == ZERO) | ((image == ZERO) & (mean == ZERO))) & (bias == ZERO)
+        result = np.where(zero & ~old, ZERO, result)
+    if variance is not None:
+        bad = (variance < SAME) & ~np.isin(variance, (POSITIVE, NONNEGATIVE, ZERO))
+        result = np.where(bad, UNDEFINED, result)
+    return settled(result.astype(np.int16), old)
 
 
 @row("group_norm")
 def _group_norm(context: Context, node: Node) -> Value:
-    """Groups are independent; inside a group the number of channels must stay."""
+    """Groups are independent; inside a group there may be complete copies of channels."""
     terms = context.terms(node.args[0])
-    old = context.layout.is_old(terms)
+    old = context.old(node)
     channels = terms[1]
+    facts = context.facts(node.args[0])
     grouped = isinstance(channels, Product) and channels.parts and channels.parts[0].size == node.args[1]
-    inner = channels.parts[1:] if grouped and isinstance(channels, Product) else (channels,)
-    if context.grown((*inner, *terms[2:])):
+    inner: tuple[Term, ...] = channels.parts[1:] if grouped and isinstance(channels, Product) else (channels,)
+    if context.grown(terms[2:]):
         return np.full(old.shape, ANY, dtype=np.int16)
-    shape = [1] * old.ndim
-    shape[1] = -1
-    weights = [context.facts(a).reshape(shape) for a in node.args[2:4] if isinstance(a, Ref)]
-    return all_same([context.facts(node.args[0]), *weights], context, old)
+    if context.grown(inner):
+        cells = context.layout.cells(channels)
+        whole = all(cell.whole for cell in cells)
+        alike = whole and bool((facts == SAME).all())
+        result = np.full(old.shape, SAME if alike else ANY, dtype=np.int16)
+    else:
+        result = functional(facts)
+    weight, bias = (_by_channel(context, a, old) for a in (node.argument(2, "weight"), node.argument(3, "bias")))
+    if weight is not None:
+        result = multiplied(result, weight)
+    if bias is not None:
+        result = added(result, bias)
+    return settled(result, old)
 
 
 @row("pool")
 def _pool(context: Context, node: Node) -> Value:
-    """Windows over space, channel by channel; zeros stay zero."""
+    """Windows over space, channel by channel; zeros stay zero, and averages are linear."""
     facts = context.facts(node.args[0])
     several = isinstance(node.type, tuple)
-    terms = context.axes.several[node.name][0] if several else context.axes.terms[node.name]
+    terms = context.axes.several[node.name][0] if several else context.result(node)
     if any((context.facts(a) != SAME).any() for a in node.args[1:] if isinstance(a, Ref)):  # a grid to sample at
-        facts = np.full_like(facts, ANY)
-    kept = np.where(facts > SAME, ANY, facts).reshape(context.layout.shape(terms)).astype(np.int16)
+        return unknown(context, node)
+    linear = any(word in node.op for word in ("avg", "nearest", "bilinear", "bicubic"))
+    known = ("same", "constant", "mean", "zero") if linear else ("same", "constant", "zero")
+
+    def pooled(number: int) -> int:
+        if number < ZERO:
+            return UNDEFINED if number == UNDEFINED else ANY
+        return number if kind(number) in known else ANY
+
+    kept = each(pooled, facts).reshape(context.layout.shape(terms))
     return (kept, np.where(kept == SAME, SAME, ANY).astype(np.int16)) if several else kept

@@ -1,0 +1,205 @@
+"""Facts: what is known of one block of a tensor, as small numbers.
+
+Of a block that the original has: a multiple of what the original holds there. Of a new block: how it follows from the
+original's, or, where it does not, how free it is. Arithmetic on facts is that of real numbers; "anything" is finite,
+and UNDEFINED is what a logarithm or a quotient makes of it.
+
+    zero            all zeros
+    c * the same    c times the original. In a new block: a copy, unit j holding what unit j mod n of the old ones does
+    c * the mean    c times the mean of the original over all its units
+    c * constant    both: the original does not vary along the new dimensions
+    affine          c times the original plus a number, on its way to lose that number (the 1 of Gemma's 1 + gain)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, reduce
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Cells: TypeAlias = NDArray[np.int16]
+Kind = Literal["free", "zero", "same", "mean", "constant", "affine"]
+
+UNDEFINED, ANY, NONNEGATIVE, POSITIVE, ZERO, SAME, MEAN, CONSTANT = range(8)
+_NAMES = {
+    UNDEFINED: "anything, even undefined", ANY: "anything", NONNEGATIVE: "anything not negative",
+    POSITIVE: "anything positive", ZERO: "zero",
+}  # fmt: skip
+
+
+class Multiple(NamedTuple):
+    """A fact that follows from the original: `scale` times it, plus `shift` (of an affine one)."""
+
+    kind: Kind
+    scale: float
+    shift: float = 0.0
+
+
+_multiples: dict[Multiple, int] = {
+    Multiple("same", 1.0): SAME,
+    Multiple("mean", 1.0): MEAN,
+    Multiple("constant", 1.0): CONSTANT,
+}
+_by_number: dict[int, Multiple] = {number: multiple for multiple, number in _multiples.items()}
+
+
+def fact(kind: Kind, scale: float, shift: float = 0.0) -> int:
+    """The number of a fact: the same one for scales that agree to twelve digits."""
+    if kind == "affine" and abs(shift) <= 1e-12 * max(1.0, abs(scale)):
+        kind, shift = "same", 0.0
+    key = Multiple(kind, float(f"{scale:.12g}"), float(f"{shift:.12g}"))
+    number = _multiples.setdefault(key, len(_multiples) + SAME)
+    _by_number.setdefault(number, Multiple(kind, scale, shift))
+    return number
+
+
+def scaled(factor: float) -> int:
+    """The fact that a block is `factor` times the original's."""
+    return fact("same", factor)
+
+
+def multiple(number: int) -> Multiple:
+    """What a fact from SAME up says."""
+    return _by_number[number]
+
+
+def scale(number: int) -> float:
+    """The factor of a fact from SAME up."""
+    return _by_number[number].scale
+
+
+def kind(number: int) -> Kind:
+    """What sort of fact a number stands for."""
+    return _by_number[number].kind if number >= SAME else "zero" if number == ZERO else "free"
+
+
+def free(number: int) -> bool:
+    """Whether a fact says nothing of the original."""
+    return number < ZERO
+
+
+def text(number: int) -> str:
+    """A fact for people."""
+    if number in _NAMES:
+        return _NAMES[number]
+    found = multiple(number)
+    what = {"same": "the same", "mean": "the mean", "constant": "the same everywhere", "affine": "the same, shifted"}
+    return what[found.kind] if found.scale == 1 else f"{found.scale:g} times {what[found.kind]}"
+
+
+def each(function: Callable[[int], int], cells: Cells) -> Cells:
+    """A function of facts, cell by cell."""
+    return np.array([function(int(f)) for f in cells.reshape(-1)], dtype=np.int16).reshape(cells.shape)
+
+
+def every(function: Callable[[tuple[int, ...]], int], *arrays: Cells) -> Cells:
+    """A function of the facts of several tensors, cell by cell."""
+    wide = np.broadcast_arrays(*arrays)
+    rows = zip(*(a.reshape(-1).tolist() for a in wide), strict=True)
+    return np.array([function(facts) for facts in rows], dtype=np.int16).reshape(wide[0].shape)
+
+
+def join(facts: Sequence[int]) -> int:
+    """What holds for several blocks together."""
+    return facts[0] if len(set(facts)) == 1 else worst(facts)
+
+
+def worst(facts: Sequence[int]) -> int:
+    """The free fact that covers all of these."""
+    signs = [f if free(f) else NONNEGATIVE if f == ZERO else ANY for f in facts]
+    return min(signs, default=ANY)
+
+
+_PRODUCTS: dict[tuple[Kind, Kind], Kind] = {
+    ("constant", "constant"): "constant", ("constant", "same"): "same", ("constant", "mean"): "mean",
+    ("same", "constant"): "same", ("mean", "constant"): "mean", ("same", "same"): "same",
+}  # fmt: skip
+
+
+@cache
+def times(left: int, right: int) -> int:
+    """A product. Zero times what is finite is zero; a mean of products is no product of means."""
+    if UNDEFINED in (left, right):
+        return UNDEFINED
+    if ZERO in (left, right):
+        return ZERO
+    if free(left) or free(right):
+        return min(left, right) if free(left) and free(right) and ANY not in (left, right) else ANY
+    found = _PRODUCTS.get((kind(left), kind(right)))
+    return ANY if found is None else fact(found, scale(left) * scale(right))
+
+
+@cache
+def plus(left: int, right: int) -> int:
+    """A sum, of what the original adds too: only equal multiples add up to one."""
+    if UNDEFINED in (left, right):
+        return UNDEFINED
+    if free(left) or free(right) or ZERO in (left, right):
+        return _free_sum(left, right)
+    first, second = multiple(left), multiple(right)
+    if "affine" in (first.kind, second.kind) or first.scale != second.scale:
+        return ANY
+    if second.kind in (first.kind, "constant"):
+        return left
+    return right if first.kind == "constant" else ANY
+
+
+def _free_sum(left: int, right: int) -> int:
+    if left == right == ZERO:
+        return ZERO
+    signs = [NONNEGATIVE if f == ZERO else f for f in (left, right)]
+    if all(f in (NONNEGATIVE, POSITIVE) for f in signs):
+        return max(signs)
+    return ANY
+
+
+@cache
+def power(number: int, exponent: float) -> int:
+    """x to a power, as far as it is defined: of a multiple the power of the factor."""
+    if number >= SAME:
+        found = multiple(number)
+        if found.kind in ("same", "constant") and found.scale > 0:
+            return fact(found.kind, found.scale**exponent)
+        return ANY
+    if number == UNDEFINED or (exponent < 0 and number != POSITIVE):
+        return UNDEFINED
+    if number == ZERO:
+        return ZERO if exponent > 0 else ANY
+    if number == ANY:
+        even = exponent == int(exponent) and int(exponent) % 2 == 0
+        return NONNEGATIVE if even else ANY if exponent == int(exponent) else UNDEFINED
+    return number
+
+
+@cache
+def function_of(facts: tuple[int, ...]) -> int:
+    """A function that is defined everywhere: the same of what is the same, unit by unit."""
+    if UNDEFINED in facts:
+        return UNDEFINED
+    kinds = {multiple(f).kind if f >= SAME and scale(f) == 1 else "free" for f in facts}
+    if kinds <= {"same", "constant"}:
+        return SAME if "same" in kinds else CONSTANT
+    return ANY
+
+
+def added(left: Cells, right: Cells) -> Cells:
+    """Facts of a sum of tensors."""
+    return every(lambda facts: plus(*facts), left, right)
+
+
+def multiplied(left: Cells, right: Cells) -> Cells:
+    """Facts of a product of tensors, cell by cell."""
+    return every(lambda facts: times(*facts), left, right)
+
+
+def functional(*cells: Cells) -> Cells:
+    """Facts of a function of tensors, cell by cell."""
+    return every(function_of, *cells)
+
+
+def product(facts: Sequence[int]) -> int:
+    """A product of several factors."""
+    return reduce(times, facts)

@@ -1,0 +1,329 @@
+"""Proposals: assignments from which a proof may go through. They need not be right; `Prover` judges them.
+
+Three are tried. *Zeros*: every new block is zero. *Means*: what is written into the stream gets the mean of its old
+units (layer norm's mean rule). *Copies*: every new unit copies an old one. On the way scales are repaired: where a
+value has become a multiple of the original's, the first parameter that multiplies it takes the inverse (a norm's gain),
+a number added to it follows (a norm's eps), and, failing that, the nearest weights before it do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from graphgrow import ops
+from graphgrow.axes.contractions import operands
+from graphgrow.graph import Argument, Graph, Node, Ref
+from graphgrow.prove.engine import Assignment, Block, Prover
+from graphgrow.prove.facts import MEAN, SAME, ZERO, Cells, fact, kind, multiple, scale
+from graphgrow.prove.rows import Number, Value
+from graphgrow.prove.rows.contractions import multiplied
+from graphgrow.prove.rows.pointwise import HOMOGENEOUS, LINEAR, PRODUCTS, QUOTIENTS, SUMS, short
+from graphgrow.prove.rows.reductions import normalised
+
+Strategy = Literal["zeros", "means", "copies"]
+STRATEGIES: tuple[Strategy, ...] = ("zeros", "means", "copies")
+_NEAR = 100  # nodes between a value and the weights it comes from
+_CASTS = {"aten.to.dtype", "aten.clone.default", "aten.detach.default"}
+_MOVES = {"reshape", "permute", "unsqueeze", "expand", "slice", "select", "split", "getitem", "cat", "stack", "unbind",
+          "repeat", "repeat_interleave", "sum", "mean", "flip", "roll"}  # fmt: skip
+
+
+def proposals(prover: Prover) -> tuple[Assignment, str]:
+    """The first proposal that holds; or the one that came furthest, and why it does not hold."""
+    failed: list[tuple[int, tuple[Assignment, str]]] = []
+    for strategy in STRATEGIES:
+        found = propose(prover, strategy)
+        if not found[1]:
+            return found
+        failed.append((len(prover.values), found))
+    return max(failed, key=lambda one: one[0])[1]
+
+
+def propose(
+    prover: Prover, strategy: Strategy, numbers: Mapping[Number, float] | None = None
+) -> tuple[Assignment, str]:
+    """One proposal, with scales repaired, and why it does not hold (empty when it does)."""
+    start = _START[strategy]
+    return _Repair(prover, {block: start(prover, block) for block in prover.blocks}, dict(numbers or {})).run()
+
+
+def chosen(graph: Graph, numbers: Mapping[Number, float]) -> dict[Number, float]:
+    """The numbers that a growth was free to multiply: factors (attention's scale). Those that are added follow."""
+    return {place: factor for place, factor in numbers.items() if _is_factor(graph[place[0]])}
+
+
+def _is_factor(node: Node) -> bool:
+    return ops.kind(node.op) == "attention" or short(node) in PRODUCTS | QUOTIENTS
+
+
+def _written(prover: Prover, block: Block) -> int:
+    """For *means*: the mean in what is written into the stream (tied tables too), zero in what only multiplies or sums
+    over it: gains and biases of norms, readers."""
+    node = prover.graph.parameters[block.parameter]
+    for user in _uses(prover, node):
+        op = ops.kind(user.op)
+        if op in ("layer_norm", "batch_norm", "group_norm") or short(user) in PRODUCTS | QUOTIENTS:
+            continue
+        if op in ("contraction", "convolution") and _sums_over(prover, user, node, block):
+            continue
+        return MEAN
+    return ZERO
+
+
+def _uses(prover: Prover, node: Node) -> list[Node]:
+    """The operators that read a parameter, casts and moves left out."""
+    found: list[Node] = []
+    waiting = [node]
+    while waiting:
+        for user in prover.graph.users[waiting.pop().name]:
+            follows = user.op in _CASTS or ops.kind(user.op) in ("permute", "reshape", "unsqueeze", "expand", "getitem")
+            (waiting if follows else found).append(user)
+    return found
+
+
+def _sums_over(prover: Prover, user: Node, node: Node, block: Block) -> bool:
+    """Whether an operator sums over a dimension in which the block is new."""
+    new = {atom for dim in block.dims for atom in prover.axes.terms[node.name][dim].atoms} & prover.layout.grown.keys()
+    kept = {atom for term in prover.axes.terms[user.name] for atom in term.atoms}
+    return not new <= kept
+
+
+_START: dict[Strategy, Callable[[Prover, Block], int]] = {
+    "zeros": lambda _, __: ZERO,
+    "means": _written,
+    "copies": lambda _, __: SAME,
+}
+
+
+class _Repair:
+    """Runs a proposal through the graph once and repairs scales on the way."""
+
+    def __init__(self, prover: Prover, blocks: dict[Block, int], numbers: dict[Number, float]) -> None:
+        self.prover, self.blocks, self.numbers = prover, blocks, numbers
+        self.graph, self.context = prover.graph, prover.context
+
+    def run(self) -> tuple[Assignment, str]:
+        prover = self.prover
+        prover.begin(Assignment(self.blocks, self.numbers))
+        self.context.proposing = True
+        try:
+            why = self._walk()
+        finally:
+            self.context.proposing = False
+        return Assignment(self.blocks, dict(self.context.numbers)), why
+
+    def _walk(self) -> str:
+        prover = self.prover
+        for index, node in enumerate(self.graph.nodes):
+            prover.step(node)
+            if node.op == "parameter" or prover.old_facts(node.name) == {SAME}:
+                continue
+            self._absorb(node, index)
+            if prover.lost(node.name) and not self._rescale_operands(node, index):
+                return prover.explain(node.name)
+        for name in self.graph.output_names:
+            factor = self._uniform(name)
+            if factor not in (None, 1.0) and name not in prover.touched:
+                self._rescale(name, 1 / (factor or 1.0), len(self.graph.nodes), lambda: self._uniform(name) == 1.0)  # noqa: B023
+        return prover.failure()
+
+    def _uniform(self, name: str) -> float | None:
+        """The one factor that all old cells of a node are multiplied by, if there is one."""
+        facts = self.prover.old_facts(name)
+        fact_ = next(iter(facts))
+        return scale(fact_) if len(facts) == 1 and fact_ >= SAME and kind(fact_) == "same" else None
+
+    # Forward: the first parameter that multiplies
+
+    def _absorb(self, node: Node, index: int) -> None:
+        """Where old values have become a multiple, the parameter that multiplies them here takes the inverse."""
+        factor, factors = self._product_factor(node)
+        if factor == 1:
+            return
+        for argument in factors:
+            if isinstance(argument, Ref) and self._scale_parameter(argument.name, 1 / factor, index):
+                self.prover.step(node)
+                return
+
+    def _product_factor(self, node: Node) -> tuple[float, Sequence[Argument]]:
+        """By how much what a node multiplies is a multiple of the original's (1 also where it is none), and the
+        factors."""
+        found = self._product(node)
+        if found is None:
+            return 1.0, ()
+        cells, factors = found
+        old = self.prover.layout.is_old(self.prover.axes.terms[node.name])
+        facts = {int(f) for f in cells[np.broadcast_to(old, cells.shape)]}
+        number = next(iter(facts))
+        if len(facts) > 1 or number < SAME or kind(number) not in ("same", "constant"):
+            return 1.0, ()
+        return scale(number), factors
+
+    def _product(self, node: Node) -> tuple[Cells, Sequence[Argument]] | None:
+        """What a node multiplies, before a bias is added, and the factors that may be parameters."""
+        op = ops.kind(node.op)
+        if op == "contraction":
+            return multiplied(self.context, node), operands(node)[0]
+        if op == "convolution":
+            return multiplied(self.context, node), node.args[1:2]
+        if op == "layer_norm":
+            return normalised(self.context, node), [node.argument(2, "weight")]
+        if short(node) in PRODUCTS:
+            value = self.prover.values[node.name]
+            return (value, node.args[:2]) if isinstance(value, np.ndarray) else None
+        return None
+
+    def _scale_parameter(self, name: str, factor: float, index: int) -> bool:
+        """Multiply what a node makes of one parameter, if it was not used before the node at `index`. Numbers added to
+        the parameter on the way (the 1 of 1 + gain) are made up for."""
+        chain: list[Node] = []
+        shift = 0.0
+        node = self.graph[name]
+        while node.op != "parameter":
+            first = node.args[0] if node.args else None
+            number = node.args[1] if len(node.args) > 1 else None
+            if node.op == "aten.add.Tensor" and isinstance(number, int | float):
+                shift += number
+            elif node.op not in _CASTS and ops.kind(node.op) not in ("reshape", "permute", "unsqueeze", "expand"):
+                return False
+            if not isinstance(first, Ref):
+                return False
+            chain.append(node)
+            node = self.graph[first.name]
+        inside = {link.name for link in chain} | {self.graph.nodes[index].name}
+        users = [user for link in (node, *chain) for user in self.graph.users[link.name]]
+        if any(self.prover.order[user.name] < index and user.name not in inside for user in users):
+            return False
+        if not node.tensor.dtype.startswith(("weights", "float", "bfloat")):
+            return False
+        self._multiply(str(node.args[0]), factor, (factor - 1) * shift)
+        for link in (node, *reversed(chain)):
+            self.prover.step(link)
+        return True
+
+    def _multiply(
+        self, parameter: str, factor: float, shift: float = 0.0, along: tuple[int, int] | None = None
+    ) -> None:
+        """Multiply the blocks of a parameter, those at one cell of one dimension where `along` gives them."""
+        for block in self.prover.blocks_of(parameter):
+            if along is not None and block.cell[along[0]] != along[1]:
+                continue
+            number = self.blocks.get(block, SAME)
+            if number >= SAME:
+                found = multiple(number)
+                kind_ = "affine" if found.kind == "same" else found.kind
+                self.blocks[block] = fact(kind_, found.scale * factor, found.shift * factor + shift)
+        self.prover.given[parameter] = [(b.cell, f) for b, f in self.blocks.items() if b.parameter == parameter]
+
+    # Backward: the nearest weights before
+
+    def _rescale_operands(self, node: Node, index: int) -> bool:
+        """Make operands that are multiples of the original's the same again."""
+
+        def good() -> bool:
+            return not self.prover.lost(node.name)
+
+        if ops.kind(node.op) == "attention":
+            factor = self.context.factor(node, "scale")
+            for argument in node.args[:2]:
+                factor *= (self._uniform(argument.name) if isinstance(argument, Ref) else None) or 1.0
+            key = node.args[1]
+            return isinstance(key, Ref) and factor != 1 and self._rescale(key.name, 1 / factor, index, good)
+        product, factors = self._product_factor(node)
+        for argument in factors if product != 1 else ():
+            if isinstance(argument, Ref) and self._rescale(argument.name, 1 / product, index, good):
+                return True
+        for name in node.operands():
+            factor = self._uniform(name)
+            if factor not in (None, 1.0) and self._rescale(name, 1 / (factor or 1.0), index, good):
+                return True
+        return False
+
+    def _rescale(self, name: str, factor: float, index: int, good: Callable[[], bool]) -> bool:
+        """Multiply the weights that a value comes from: all their blocks, or those of one part of a fused weight."""
+        weights = self._weights(name, set())
+        if not weights:
+            return False
+        first = self.prover.axes.parameters[weights[0]]
+        choices: list[tuple[int, int] | None] = [None]
+        for dim, term in enumerate(first):
+            flags = self.prover.layout.old(term)
+            if sum(flags) > 1:
+                choices += [(dim, cell) for cell, old in enumerate(flags) if old]
+        return any(self._try(weights, factor, along, index, good) for along in choices)
+
+    def _try(
+        self, weights: Sequence[str], factor: float, along: tuple[int, int] | None, index: int, good: Callable[[], bool]
+    ) -> bool:
+        before, undo = dict(self.blocks), dict[str, Value]()
+        nodes = [self.graph.parameters[name] for name in weights]
+        term = self.prover.axes.parameters[weights[0]][along[0]] if along else None
+        for name, node in zip(weights, nodes, strict=True):
+            undo[node.name] = self.prover.values[node.name]
+            terms = self.prover.axes.parameters[name]
+            where = (terms.index(term), along[1]) if along and term in terms else None
+            if where is not None or along is None:
+                self._multiply(name, factor, along=where)
+            self.prover.step(node)
+        ruined = False
+        for changed in self.prover.carry([node.name for node in nodes], undo, index):
+            ruined = ruined or (self.prover.order[changed] < index and self.prover.lost(changed))
+        if not ruined and good():
+            return True
+        self.blocks = before
+        for name in weights:
+            self.prover.given[name] = [(b.cell, f) for b, f in before.items() if b.parameter == name]
+        self.prover.values.update(undo)
+        return False
+
+    def _weights(self, name: str, seen: set[str]) -> list[str]:
+        """The parameters that multiply a value when they are multiplied together; none where there are none."""
+        node = self.graph[name]
+        if name in seen or len(seen) > _NEAR:
+            return []
+        seen.add(name)
+        if node.op == "parameter":
+            return [str(node.args[0])]
+        op, short_ = ops.kind(node.op), short(node)
+        tensors = [argument for argument in node.args if isinstance(argument, Ref)]
+        if op == "contraction":
+            factors, bias = operands(node)
+            return self._one_of(factors, bias, seen)
+        if op == "convolution":
+            return self._one_of(node.args[1:2], node.argument(2, "bias"), seen)
+        if op == "layer_norm":
+            return self._one_of([node.argument(2, "weight")], node.argument(3, "bias"), seen)
+        if short_ in PRODUCTS or short_ in QUOTIENTS:
+            return self._one_of(node.args[:1] if short_ in QUOTIENTS else node.args[:2], None, seen)
+        linear = op in _MOVES or short_ in LINEAR or short_ in HOMOGENEOUS or (short_ in SUMS and len(tensors) > 1)
+        if not linear:
+            return []
+        found: list[str] = []
+        for operand in dict.fromkeys(node.operands()):
+            if operand in seen:
+                continue
+            weights = self._weights(operand, seen)
+            if not weights:
+                return []
+            found += weights
+        return list(dict.fromkeys(found))
+
+    def _one_of(self, factors: Sequence[Argument], bias: Argument, seen: set[str]) -> list[str]:
+        """Weights of one of the factors, a parameter if there is one, and of what is added."""
+        refs = [factor for factor in factors if isinstance(factor, Ref)]
+        refs.sort(key=lambda ref: not self._is_parameter(ref.name))
+        for ref in refs:
+            found = self._weights(ref.name, seen)
+            if found:
+                more = self._weights(bias.name, seen) if isinstance(bias, Ref) else []
+                return [*found, *more] if more or not isinstance(bias, Ref) else []
+        return []
+
+    def _is_parameter(self, name: str) -> bool:
+        node = self.graph[name]
+        while node.op in _CASTS or ops.kind(node.op) == "permute":
+            node = self.graph[next(iter(node.operands()))]
+        return node.op == "parameter"
