@@ -191,16 +191,16 @@ class Prover:
 
     # The least assignment
 
-    def derive(self, start: Assignment | None = None) -> Derivation:
-        """A minimal assignment: from `start`, or else one that is proposed, new blocks are set free while the proof
-        survives."""
+    def derive(self, start: Assignment | None = None, numbers: Mapping[Number, float] | None = None) -> Derivation:
+        """A minimal assignment: from `start`, or else one that is proposed (with `numbers` multiplied so), new blocks
+        are set free while the proof survives."""
         for atom in self.layout.grown:
             if atom in self.axes.frozen:
                 return Derivation(False, f"a frozen axis: {self.axes.frozen[atom][0]}", start or Assignment())
         if start is None:
             from graphgrow.prove.propose import proposals
 
-            start, why = proposals(self)
+            start, why = proposals(self, numbers or {})
         else:
             place = self.forward(start)
             why = self.explain(place) if place else self.failure()

@@ -8,7 +8,7 @@ a number added to it follows (a norm's eps), and, failing that, the nearest weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,26 +16,27 @@ import numpy as np
 from graphgrow import ops
 from graphgrow.axes.contractions import operands
 from graphgrow.graph import Argument, Graph, Node, Ref
-from graphgrow.prove.engine import Assignment, Block, Prover
+from graphgrow.prove.engine import Assignment, Block, Prover, parts
 from graphgrow.prove.facts import MEAN, SAME, ZERO, Cells, fact, kind, multiple, scale
 from graphgrow.prove.rows import Number, Value
 from graphgrow.prove.rows.contractions import multiplied
-from graphgrow.prove.rows.pointwise import HOMOGENEOUS, LINEAR, PRODUCTS, QUOTIENTS, SUMS, short
+from graphgrow.prove.rows.pointwise import CHOICES, HOMOGENEOUS, LINEAR, PRODUCTS, QUOTIENTS, SUMS, short
 from graphgrow.prove.rows.reductions import normalised
 
 Strategy = Literal["zeros", "means", "copies"]
 STRATEGIES: tuple[Strategy, ...] = ("zeros", "means", "copies")
+Part = tuple[int, frozenset[int]]  # of a parameter: a dimension and its cells
 _NEAR = 100  # nodes between a value and the weights it comes from
 _CASTS = {"aten.to.dtype", "aten.clone.default", "aten.detach.default"}
 _MOVES = {"reshape", "permute", "unsqueeze", "expand", "slice", "select", "split", "getitem", "cat", "stack", "unbind",
           "repeat", "repeat_interleave", "sum", "mean", "flip", "roll"}  # fmt: skip
 
 
-def proposals(prover: Prover) -> tuple[Assignment, str]:
+def proposals(prover: Prover, numbers: Mapping[Number, float]) -> tuple[Assignment, str]:
     """The first proposal that holds; or the one that came furthest, and why it does not hold."""
     failed: list[tuple[int, tuple[Assignment, str]]] = []
     for strategy in STRATEGIES:
-        found = propose(prover, strategy)
+        found = propose(prover, strategy, numbers)
         if not found[1]:
             return found
         failed.append((len(prover.values), found))
@@ -204,12 +205,10 @@ class _Repair:
             self.prover.step(link)
         return True
 
-    def _multiply(
-        self, parameter: str, factor: float, shift: float = 0.0, along: tuple[int, int] | None = None
-    ) -> None:
-        """Multiply the blocks of a parameter, those at one cell of one dimension where `along` gives them."""
+    def _multiply(self, parameter: str, factor: float, shift: float = 0.0, part: Part | None = None) -> None:
+        """Multiply the blocks of a parameter, those in `part` where it is given."""
         for block in self.prover.blocks_of(parameter):
-            if along is not None and block.cell[along[0]] != along[1]:
+            if part is not None and block.cell[part[0]] not in part[1]:
                 continue
             number = self.blocks.get(block, SAME)
             if number >= SAME:
@@ -243,35 +242,52 @@ class _Repair:
         return False
 
     def _rescale(self, name: str, factor: float, index: int, good: Callable[[], bool]) -> bool:
-        """Multiply the weights that a value comes from: all their blocks, or those of one part of a fused weight."""
+        """Multiply the weights that a value comes from: all their blocks, or of a fused weight the part it comes from."""
         weights = self._weights(name, set())
         if not weights:
             return False
-        first = self.prover.axes.parameters[weights[0]]
-        choices: list[tuple[int, int] | None] = [None]
-        for dim, term in enumerate(first):
-            flags = self.prover.layout.old(term)
-            if sum(flags) > 1:
-                choices += [(dim, cell) for cell, old in enumerate(flags) if old]
-        return any(self._try(weights, factor, along, index, good) for along in choices)
+        if self._try(weights, factor, None, index, good):
+            return True
+        for dim, term in enumerate(self.prover.axes.parameters[weights[0]]):
+            old = [cell for cell, flag in enumerate(self.prover.layout.old(term)) if flag]
+            if len(old) > 1:
+                part = frozenset(cell for cell in old if self._reaches(weights, (dim, frozenset((cell,))), name, index))
+                if part and self._try(weights, factor, (dim, part), index, good):
+                    return True
+        return False
+
+    def _reaches(self, weights: Sequence[str], part: Part, name: str, index: int) -> bool:
+        """Whether a value depends on one part of weights."""
+        before = self.prover.values[name]
+
+        def changed() -> bool:
+            pairs = zip(parts(before), parts(self.prover.values[name]), strict=True)
+            found = not all(np.array_equal(a, b) for a, b in pairs)
+            reached.append(found)
+            return False
+
+        reached: list[bool] = []
+        self._try(weights, 2.0, part, index, changed)
+        return any(reached)
 
     def _try(
-        self, weights: Sequence[str], factor: float, along: tuple[int, int] | None, index: int, good: Callable[[], bool]
+        self, weights: Sequence[str], factor: float, part: Part | None, index: int, good: Callable[[], bool]
     ) -> bool:
+        """Multiply weights (all old blocks, or those in one part) and see whether that is good; else undo it."""
         before, undo = dict(self.blocks), dict[str, Value]()
         nodes = [self.graph.parameters[name] for name in weights]
-        term = self.prover.axes.parameters[weights[0]][along[0]] if along else None
+        term = self.prover.axes.parameters[weights[0]][part[0]] if part else None
         for name, node in zip(weights, nodes, strict=True):
             undo[node.name] = self.prover.values[node.name]
             terms = self.prover.axes.parameters[name]
-            where = (terms.index(term), along[1]) if along and term in terms else None
-            if where is not None or along is None:
-                self._multiply(name, factor, along=where)
+            if part is None:
+                self._multiply(name, factor)
+            elif term in terms:
+                self._multiply(name, factor, part=(terms.index(term), part[1]))
             self.prover.step(node)
-        ruined = False
-        for changed in self.prover.carry([node.name for node in nodes], undo, index):
-            ruined = ruined or (self.prover.order[changed] < index and self.prover.lost(changed))
-        if not ruined and good():
+        for _ in self.prover.carry([node.name for node in nodes], undo, index):
+            pass
+        if good() and not any(self.prover.order[name] < index and self.prover.lost(name) for name in undo):
             return True
         self.blocks = before
         for name in weights:
@@ -279,16 +295,18 @@ class _Repair:
         self.prover.values.update(undo)
         return False
 
-    def _weights(self, name: str, seen: set[str]) -> list[str]:
-        """The parameters that multiply a value when they are multiplied together; none where there are none."""
-        node = self.graph[name]
-        if name in seen or len(seen) > _NEAR:
+    def _weights(self, name: str, seen: set[str]) -> list[str] | None:
+        """The parameters that multiply a value when they are multiplied together (but those of nodes in `seen`, which
+        are taken care of); None where there are none."""
+        if name in seen:
             return []
+        if len(seen) > _NEAR:
+            return None
         seen.add(name)
+        node = self.graph[name]
         if node.op == "parameter":
             return [str(node.args[0])]
         op, short_ = ops.kind(node.op), short(node)
-        tensors = [argument for argument in node.args if isinstance(argument, Ref)]
         if op == "contraction":
             factors, bias = operands(node)
             return self._one_of(factors, bias, seen)
@@ -298,29 +316,33 @@ class _Repair:
             return self._one_of([node.argument(2, "weight")], node.argument(3, "bias"), seen)
         if short_ in PRODUCTS or short_ in QUOTIENTS:
             return self._one_of(node.args[:1] if short_ in QUOTIENTS else node.args[:2], None, seen)
+        if short_ in CHOICES:
+            picked = node.args[1:3] if short_.startswith("where") else node.args[:1]
+            return self._all_of([argument.name for argument in picked if isinstance(argument, Ref)], seen)
+        tensors = [argument for argument in node.args if isinstance(argument, Ref)]
         linear = op in _MOVES or short_ in LINEAR or short_ in HOMOGENEOUS or (short_ in SUMS and len(tensors) > 1)
-        if not linear:
-            return []
+        return self._all_of(node.operands(), seen) if linear else None
+
+    def _all_of(self, names: Iterable[str], seen: set[str]) -> list[str] | None:
+        """Weights of all operands."""
         found: list[str] = []
-        for operand in dict.fromkeys(node.operands()):
-            if operand in seen:
-                continue
-            weights = self._weights(operand, seen)
-            if not weights:
-                return []
+        for name in dict.fromkeys(names):
+            weights = self._weights(name, seen)
+            if weights is None:
+                return None
             found += weights
         return list(dict.fromkeys(found))
 
-    def _one_of(self, factors: Sequence[Argument], bias: Argument, seen: set[str]) -> list[str]:
+    def _one_of(self, factors: Sequence[Argument], bias: Argument, seen: set[str]) -> list[str] | None:
         """Weights of one of the factors, a parameter if there is one, and of what is added."""
         refs = [factor for factor in factors if isinstance(factor, Ref)]
         refs.sort(key=lambda ref: not self._is_parameter(ref.name))
         for ref in refs:
             found = self._weights(ref.name, seen)
-            if found:
+            if found is not None:
                 more = self._weights(bias.name, seen) if isinstance(bias, Ref) else []
-                return [*found, *more] if more or not isinstance(bias, Ref) else []
-        return []
+                return None if more is None else [*found, *more]
+        return None
 
     def _is_parameter(self, name: str) -> bool:
         node = self.graph[name]

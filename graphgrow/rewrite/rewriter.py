@@ -9,6 +9,7 @@ from graphgrow.axes import Atom, Axes
 from graphgrow.errors import Refusal
 from graphgrow.program import Program
 from graphgrow.prove import Derivation, Prover
+from graphgrow.rewrite.numbers import from_sizes
 from graphgrow.rewrite.resize import Fills, Init, literal, refuse_frozen, resize
 from graphgrow.rewrite.units import Resizing
 from graphgrow.sizes import total
@@ -33,16 +34,16 @@ class Rewriter:
         """Note that an axis was left as it is: the certificate says so."""
         self.notes.append(f"{axis} left as it is: {reason}")
 
-    def grow(self, sizes: Mapping[Atom, int], init: Init = "scaled") -> Derivation:
-        """Give axes more units so that the function stays: which new blocks must be zero is derived on the graph.
+    def grow(self, sizes: Mapping[Atom, int], init: Init = "scaled", rescale: bool = False) -> Derivation:
+        """Give axes more units so that the function stays: what new blocks must hold is derived on the graph. With
+        `rescale`, numbers that were computed from a size follow it (attention's 1/sqrt(d)), and weights make up for it.
 
         Raises Refusal for frozen axes, and where no assignment of the new blocks keeps the function.
         """
         axes = self.program.axes
         for atom in sizes:
             refuse_frozen(axes, atom)
-        prover = Prover(axes, dict(sizes))
-        derivation = prover.derive()
+        derivation = Prover(axes, dict(sizes)).derive(numbers=from_sizes(axes, sizes) if rescale else None)
         if not derivation.holds:
             raise Refusal(
                 found=f"{_names(axes, sizes)} can't grow without changing the function: {derivation.why}",
