@@ -2,12 +2,24 @@
 
 from typing import TYPE_CHECKING, Any
 
-TABLE = {"widen": "passes.widen:Widen"}
+TABLE = {
+    "add-heads": "passes.add_heads:AddHeads",
+    "add-kv-heads": "passes.add_kv_heads:AddKvHeads",
+    "widen": "passes.widen:Widen",
+    "widen-hidden": "passes.widen_hidden:WidenHidden",
+    "widen-keys": "passes.widen_keys:WidenKeys",
+    "widen-values": "passes.widen_values:WidenValues",
+}
 
 if TYPE_CHECKING:
+    from passes.add_heads import AddHeads
+    from passes.add_kv_heads import AddKvHeads
     from passes.widen import Widen
+    from passes.widen_hidden import WidenHidden
+    from passes.widen_keys import WidenKeys
+    from passes.widen_values import WidenValues
 
-__all__ = ["TABLE", "Widen"]
+__all__ = ["TABLE", "AddHeads", "AddKvHeads", "Widen", "WidenHidden", "WidenKeys", "WidenValues"]
 
 
 def __getattr__(name: str) -> Any:

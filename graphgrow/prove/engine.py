@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from graphgrow.prove.rows import ROWS, Context, Number, Value, plain
 from graphgrow.sizes import Dim
 
 Place = tuple[int, ...]
+Strategy = Literal["zeros", "means", "copies"]
 
 
 @dataclass(frozen=True)
@@ -191,16 +193,21 @@ class Prover:
 
     # The least assignment
 
-    def derive(self, start: Assignment | None = None, numbers: Mapping[Number, float] | None = None) -> Derivation:
-        """A minimal assignment: from `start`, or else one that is proposed (with `numbers` multiplied so), new blocks
-        are set free while the proof survives."""
+    def derive(
+        self,
+        start: Assignment | None = None,
+        numbers: Mapping[Number, float] | None = None,
+        strategies: Sequence[Strategy] | None = None,
+    ) -> Derivation:
+        """A minimal assignment: from `start`, or else one that is proposed (in one of `strategies`, with `numbers`
+        multiplied so), new blocks are set free while the proof survives."""
         for atom in self.layout.grown:
             if atom in self.axes.frozen:
                 return Derivation(False, f"a frozen axis: {self.axes.frozen[atom][0]}", start or Assignment())
         if start is None:
             from graphgrow.prove.propose import proposals
 
-            start, why = proposals(self, numbers or {})
+            start, why = proposals(self, numbers or {}, strategies)
         else:
             place = self.forward(start)
             why = self.explain(place) if place else self.failure()

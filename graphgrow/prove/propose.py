@@ -9,21 +9,20 @@ a number added to it follows (a norm's eps), and, failing that, the nearest weig
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
 from graphgrow import ops
+from graphgrow.axes import Atom, Sum, Term
 from graphgrow.axes.contractions import operands
 from graphgrow.graph import Argument, Graph, Node, Ref
-from graphgrow.prove.engine import Assignment, Block, Prover, parts
+from graphgrow.prove.engine import Assignment, Block, Prover, Strategy, parts
 from graphgrow.prove.facts import MEAN, SAME, ZERO, Cells, fact, kind, multiple, scale
 from graphgrow.prove.rows import Number, Value
-from graphgrow.prove.rows.contractions import multiplied
+from graphgrow.prove.rows.contractions import attention_scores, multiplied
 from graphgrow.prove.rows.pointwise import CHOICES, HOMOGENEOUS, LINEAR, PRODUCTS, QUOTIENTS, SUMS, short
 from graphgrow.prove.rows.reductions import normalised
 
-Strategy = Literal["zeros", "means", "copies"]
 STRATEGIES: tuple[Strategy, ...] = ("zeros", "means", "copies")
 Part = tuple[int, frozenset[int]]  # of a parameter: a dimension and its cells
 _NEAR = 100  # nodes between a value and the weights it comes from
@@ -32,10 +31,12 @@ _MOVES = {"reshape", "permute", "unsqueeze", "expand", "slice", "select", "split
           "repeat", "repeat_interleave", "sum", "mean", "flip", "roll"}  # fmt: skip
 
 
-def proposals(prover: Prover, numbers: Mapping[Number, float]) -> tuple[Assignment, str]:
+def proposals(
+    prover: Prover, numbers: Mapping[Number, float], strategies: Sequence[Strategy] | None
+) -> tuple[Assignment, str]:
     """The first proposal that holds; or the one that came furthest, and why it does not hold."""
     failed: list[tuple[int, tuple[Assignment, str]]] = []
-    for strategy in STRATEGIES:
+    for strategy in strategies or STRATEGIES:
         found = propose(prover, strategy, numbers)
         if not found[1]:
             return found
@@ -64,6 +65,8 @@ def _written(prover: Prover, block: Block) -> int:
     """For *means*: the mean in what is written into the stream (tied tables too), zero in what only multiplies or sums
     over it: gains and biases of norms, readers."""
     node = prover.graph.parameters[block.parameter]
+    if not all(_plain(prover.axes.terms[node.name][dim]) for dim in block.dims):
+        return ZERO
     for user in _uses(prover, node):
         op = ops.kind(user.op)
         if op in ("layer_norm", "batch_norm", "group_norm") or short(user) in PRODUCTS | QUOTIENTS:
@@ -72,6 +75,11 @@ def _written(prover: Prover, block: Block) -> int:
             continue
         return MEAN
     return ZERO
+
+
+def _plain(term: Term) -> bool:
+    """An axis, or a concatenation of such: what a mean can be taken over."""
+    return isinstance(term, Atom) or (isinstance(term, Sum) and all(isinstance(part, Atom) for part in term.parts))
 
 
 def _uses(prover: Prover, node: Node) -> list[Node]:
@@ -225,12 +233,11 @@ class _Repair:
         def good() -> bool:
             return not self.prover.lost(node.name)
 
-        if ops.kind(node.op) == "attention":
-            factor = self.context.factor(node, "scale")
-            for argument in node.args[:2]:
-                factor *= (self._uniform(argument.name) if isinstance(argument, Ref) else None) or 1.0
-            key = node.args[1]
-            return isinstance(key, Ref) and factor != 1 and self._rescale(key.name, 1 / factor, index, good)
+        key = node.args[1] if ops.kind(node.op) == "attention" else None
+        if isinstance(key, Ref):
+            scales = {scale(f) for f in map(int, attention_scores(self.context, node).reshape(-1)) if f >= SAME}
+            factor = scales.pop() if len(scales) == 1 else 1.0
+            return factor != 1 and self._rescale(key.name, 1 / factor, index, good)
         product, factors = self._product_factor(node)
         for argument in factors if product != 1 else ():
             if isinstance(argument, Ref) and self._rescale(argument.name, 1 / product, index, good):
@@ -242,16 +249,19 @@ class _Repair:
         return False
 
     def _rescale(self, name: str, factor: float, index: int, good: Callable[[], bool]) -> bool:
-        """Multiply the weights that a value comes from: all their blocks, or of a fused weight the part it comes from."""
+        """Multiply the weights that a value comes from: all their blocks, or the part of a fused weight."""
         weights = self._weights(name, set())
         if not weights:
             return False
         if self._try(weights, factor, None, index, good):
             return True
         for dim, term in enumerate(self.prover.axes.parameters[weights[0]]):
-            old = [cell for cell, flag in enumerate(self.prover.layout.old(term)) if flag]
-            if len(old) > 1:
-                part = frozenset(cell for cell in old if self._reaches(weights, (dim, frozenset((cell,))), name, index))
+            flags = self.prover.layout.old(term)
+            if sum(flags) > 1:
+                cells = range(len(flags))
+                part = frozenset(
+                    cell for cell in cells if self._reaches(weights, (dim, frozenset((cell,))), name, index)
+                )
                 if part and self._try(weights, factor, (dim, part), index, good):
                     return True
         return False

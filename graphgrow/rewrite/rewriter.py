@@ -9,6 +9,7 @@ from graphgrow.axes import Atom, Axes
 from graphgrow.errors import Refusal
 from graphgrow.program import Program
 from graphgrow.prove import Derivation, Prover
+from graphgrow.prove.engine import Strategy
 from graphgrow.rewrite.numbers import from_sizes
 from graphgrow.rewrite.resize import Fills, Init, literal, refuse_frozen, resize
 from graphgrow.rewrite.units import Resizing
@@ -30,20 +31,33 @@ class Rewriter:
         free = {atom: size for atom, size in sizes.items() if atom not in frozen}
         return frozen | Prover(self.program.axes, free).obstacles()
 
+    def why_not(self, sizes: Mapping[Atom, int], strategies: Sequence[Strategy] | None = None) -> str:
+        """Why these axes can't grow together without changing the function. Empty when they can."""
+        found = Prover(self.program.axes, dict(sizes)).derive(strategies=strategies)
+        return "" if found.holds else found.why
+
     def leave(self, axis: str, reason: str) -> None:
         """Note that an axis was left as it is: the certificate says so."""
         self.notes.append(f"{axis} left as it is: {reason}")
 
-    def grow(self, sizes: Mapping[Atom, int], init: Init = "scaled", rescale: bool = False) -> Derivation:
+    def grow(
+        self,
+        sizes: Mapping[Atom, int],
+        init: Init = "scaled",
+        rescale: bool = False,
+        strategies: Sequence[Strategy] | None = None,
+    ) -> Derivation:
         """Give axes more units so that the function stays: what new blocks must hold is derived on the graph. With
         `rescale`, numbers that were computed from a size follow it (attention's 1/sqrt(d)), and weights make up for it.
+        `strategies` are the ways to keep the function that may be taken (default: all).
 
         Raises Refusal for frozen axes, and where no assignment of the new blocks keeps the function.
         """
         axes = self.program.axes
         for atom in sizes:
             refuse_frozen(axes, atom)
-        derivation = Prover(axes, dict(sizes)).derive(numbers=from_sizes(axes, sizes) if rescale else None)
+        numbers = from_sizes(axes, sizes) if rescale else None
+        derivation = Prover(axes, dict(sizes)).derive(numbers=numbers, strategies=strategies)
         if not derivation.holds:
             raise Refusal(
                 found=f"{_names(axes, sizes)} can't grow without changing the function: {derivation.why}",

@@ -77,5 +77,5 @@ def _refuse_dead(old: Program, new: Program, spec: str, seed: int) -> None:
         raise Refusal(
             found=f"a dead growth: no new parameter on {', '.join(dead[:3])} ever gets a gradient",
             where=spec,
-            fix="start the free blocks with init=scaled or init=copy",
+            fix="start the free blocks with init=scaled or init=copy, or grow to a multiple of the size with by=copies",
         )

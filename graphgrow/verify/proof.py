@@ -12,7 +12,8 @@ from graphgrow.axes import Axes, Term
 from graphgrow.certificate import Constraint, Fill, Proof
 from graphgrow.program import Program
 from graphgrow.prove import ANY, POSITIVE, SAME, ZERO, Assignment, Block, Prover, free, kind, multiple, text
-from graphgrow.prove.propose import STRATEGIES, Strategy, chosen, propose
+from graphgrow.prove.engine import Strategy
+from graphgrow.prove.propose import STRATEGIES, chosen, propose
 from graphgrow.rewrite import Resizing
 from graphgrow.rewrite.blocks import derived, view_cells
 from graphgrow.verify.align import Alignment

@@ -134,29 +134,34 @@ def _total(totals: dict[tuple[int, ...], float], kinds: set[str], lost: int | No
 @row("attention")
 def _attention(context: Context, node: Node) -> Value:
     """softmax(q k) v per head: the weights of a head are the same where q k and the mask are; new heads are free."""
-    query, key, value = (context.facts(argument) for argument in node.args[:3])
     terms = [context.terms(argument) for argument in node.args[:3]]
-    out_terms = context.result(node)
     old = context.old(node)
-    letters = "abcdefgh"[: query.ndim - 2]
     if context.grown((terms[1][-2], terms[0][-2])):
         return np.full(old.shape, ANY, dtype=np.int16)
-    heads = old.shape[:-2]
-    wide = [_wide(facts, heads) for facts in (query, key, value)]
-    lead = out_terms[:-2]
-    scores = contract(
-        context, [letters + "ni", letters + "mi"], letters + "nm", wide[:2], [(*lead, *t[-2:]) for t in terms[:2]]
-    )
-    factor = fact("constant", context.factor(node, "scale"))
-    scores = each(lambda f: times(f, factor), scores)
+    letters = "abcdefgh"[: len(terms[0]) - 2]
+    lead = context.result(node)[:-2]
+    value = _wide(context.facts(node.args[2]), old.shape[:-2])
+    scores = attention_scores(context, node)
     flags = context.layout.is_old((*lead, terms[0][-2], terms[1][-2]))
     mask = node.args[3]
     masks = context.spread(mask, flags) if isinstance(mask, Ref) else np.full(scores.shape, CONSTANT, dtype=np.int16)
     weights = functional(scores, masks)
     return contract(
-        context, [letters + "nm", letters + "mv"], letters + "nv", [weights, wide[2]],
+        context, [letters + "nm", letters + "mv"], letters + "nv", [weights, value],
         [(*lead, terms[0][-2], terms[1][-2]), (*lead, *terms[2][-2:])],
     )  # fmt: skip
+
+
+def attention_scores(context: Context, node: Node) -> Cells:
+    """The facts of q k times the scale."""
+    terms = [context.terms(argument) for argument in node.args[:2]]
+    letters = "abcdefgh"[: len(terms[0]) - 2]
+    heads, lead = context.old(node).shape[:-2], context.result(node)[:-2]
+    factors = [_wide(context.facts(argument), heads) for argument in node.args[:2]]
+    shapes = [(*lead, *shape[-2:]) for shape in terms]
+    scores = contract(context, [letters + "ni", letters + "mi"], letters + "nm", factors, shapes)
+    factor = fact("constant", context.factor(node, "scale"))
+    return each(lambda f: times(f, factor), scores)
 
 
 def _wide(facts: Cells, heads: tuple[int, ...]) -> Cells:

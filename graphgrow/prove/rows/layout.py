@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from graphgrow import ops
-from graphgrow.axes import Term
+from graphgrow.axes import Product, Term
 from graphgrow.graph import Argument, Node, Ref
 from graphgrow.prove.facts import ANY, CONSTANT, SAME, UNDEFINED, ZERO, Cells, each, fact, join, kind, scale
 from graphgrow.prove.rows.base import Context, Flags, Value, constant, cut, flat, joined, row, settled, spread, unknown
@@ -176,6 +176,11 @@ def _varied(number: int) -> int:
     return number if number <= ZERO else ANY
 
 
+def _one_of_each(whole: Term, piece: Term, step: Argument) -> bool:
+    """Whether a slice with a step takes one unit of every group: (pairs * 2)[::2] is the pairs."""
+    return isinstance(whole, Product) and Product.of(whole.parts[:-1]) == piece and whole.parts[-1].size == step
+
+
 @row("slice", "select")
 def _slice(context: Context, node: Node) -> Value:
     """The cells between two positions."""
@@ -185,8 +190,10 @@ def _slice(context: Context, node: Node) -> Value:
     facts = context.facts(node.args[0])
     if not context.layout.touches(terms[dim]):
         return facts if ops.kind(node.op) == "slice" else np.asarray(facts.take(0, axis=dim))
-    if ops.kind(node.op) == "slice" and node.args[4] == 1:
-        piece = context.result(node)[dim]
+    piece = context.result(node)[dim] if ops.kind(node.op) == "slice" else None
+    if piece is not None and (piece.size == 0 or _one_of_each(terms[dim], piece, node.args[4])):
+        return facts if piece.size != 0 else np.full(context.old(node).shape, SAME, dtype=np.int16)
+    if piece is not None and node.args[4] == 1:
         before = context.before(node)
         if before is not None:
             found = cut(context, facts, dim, terms[dim], [*before, piece])

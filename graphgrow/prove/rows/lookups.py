@@ -6,7 +6,7 @@ import numpy as np
 
 from graphgrow import ops
 from graphgrow.graph import Node, Ref
-from graphgrow.prove.facts import ANY, SAME, UNDEFINED, ZERO
+from graphgrow.prove.facts import ANY, CONSTANT, SAME, UNDEFINED, ZERO
 from graphgrow.prove.rows.base import Context, Value, row, settled, spread, unknown
 
 
@@ -23,7 +23,7 @@ def _lookup(context: Context, node: Node) -> Value:
         dims = [(given if isinstance(given, int) else 0) % len(terms)]
     used = [index for index in chosen if isinstance(index, Ref)]
     out = context.result(node)
-    if any((context.facts(index) != SAME).any() for index in used):
+    if not all(_known(context, index) for index in used):
         return unknown(context, node, UNDEFINED if (facts == UNDEFINED).any() else ANY)
     if op == "index" and context.grown([terms[dim] for dim in dims]):
         return unknown(context, node)  # a negative index counts from the end, where the new units are
@@ -42,6 +42,12 @@ def _lookup(context: Context, node: Node) -> Value:
     first = dims[0] if adjacent else 0
     shape = [*rest[:first], *[1] * width, *rest[first:]]
     return spread(facts.reshape(shape).astype(np.int16), source.reshape(shape), context.old(node))
+
+
+def _known(context: Context, index: Ref) -> bool:
+    """Whether an index is the same, for new units that of an old one, whichever."""
+    facts, old = context.facts(index), context.layout.is_old(context.terms(index))
+    return bool((facts[old] == SAME).all() and (facts[~old] == CONSTANT).all())
 
 
 @row("scatter", "index_add")
