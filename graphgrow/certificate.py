@@ -23,6 +23,22 @@ class Constraint(_Value):
     text: str = ""  # the same with its factor: "0.816497 times the same"
     reason: str = ""  # the operator that needs it
 
+    def __str__(self) -> str:
+        block = f"new units of dimension {self.dim}" if self.dim >= 0 else "old units"
+        return f"{self.text or self.fill} in the {block} of {self.parameter}"
+
+
+class Rescaled(_Value):
+    """A number in the graph that has another value than before: a norm's eps, attention's scale."""
+
+    node: str
+    place: str  # operator and source line
+    old: float
+    new: float
+
+    def __str__(self) -> str:
+        return f"{self.old:g} becomes {self.new:g} in {self.place}"
+
 
 class Growth(_Value):
     """One axis and its number of units before and after."""
@@ -38,6 +54,7 @@ class Proof(_Value):
     holds: bool
     why: str  # where it fails, or how many nodes it went through
     constraints: tuple[Constraint, ...] = ()  # minimal: the proof fails without any one of them
+    numbers: tuple[Rescaled, ...] = ()
 
 
 class Trial(_Value):
@@ -101,7 +118,7 @@ class Certificate(_Value):
         lines += [f"  {growth.axis}: {growth.old} -> {growth.new}" for growth in self.growth]
         if self.proof:
             lines.append(f"  proof: {self.proof.why}")
-            lines += [f"    {row.fill} {row.parameter} (dim {row.dim})" for row in self.proof.constraints]
+            lines += [f"    {row}" for row in (*self.proof.constraints, *self.proof.numbers)]
         lines += [f"  note: {note}" for note in self.notes]
         if self.test:
             lines.append(f"  test: {self.test.why}")

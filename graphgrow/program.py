@@ -68,6 +68,11 @@ class Program:
         """The number of parameters; tied ones count once."""
         return sum(tensor.numel() for name, tensor in self.tensors.items() if self.kinds[name].role == "parameter")
 
+    @cached_property
+    def fixed(self) -> frozenset[str]:
+        """The tensors that do not learn: buffers and constants."""
+        return frozenset(name for name, kind in self.kinds.items() if kind.role != "parameter")
+
     @property
     def has_weights(self) -> bool:
         """False for a program of shapes only: traced from a model without storage."""

@@ -8,7 +8,7 @@ Every step costs time linear in the graph: setting one block free is undone at t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -62,8 +62,9 @@ class Derivation:
 class Prover:
     """Facts about one graph under one growth: create it once, then `derive`."""
 
-    def __init__(self, axes: Axes, grown: Mapping[Atom, Dim]) -> None:
-        self.axes, self.graph = axes, axes.graph
+    def __init__(self, axes: Axes, grown: Mapping[Atom, Dim], fixed: Set[str] = frozenset()) -> None:
+        """`fixed` names tensors that do not learn: they are set free before others."""
+        self.axes, self.graph, self.fixed = axes, axes.graph, fixed
         self.layout = Layout(grown)
         self.values: dict[str, Value] = {}
         self.context = Context(axes, self.layout, self.values)
@@ -90,15 +91,17 @@ class Prover:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The new blocks of all parameters: matrices first, then vectors, in the order of their first use. What can
-        only be one or the other (an input of a matrix, or the bias of the norm before it) is free in the matrix."""
-        found: list[tuple[bool, int, Block]] = []
+        """The new blocks of all parameters in the order in which they are set free: what does not learn (a table of
+        positions), then matrices, then vectors, each by their first use. Of an input of a matrix and the bias of the
+        norm before it only one can be free: the matrix."""
+        found: list[tuple[bool, bool, int, Block]] = []
         for name, node in self.graph.parameters.items():
             if node.name not in self.touched:
                 continue
             first = min((self.order[user.name] for user in self.graph.users[node.name]), default=0)
-            found += [(len(node.shape) < 2, first, block) for block in self.blocks_of(name) if block.dims]
-        return tuple(block for *_, block in sorted(found, key=lambda item: item[:2]))
+            late = (name not in self.fixed, len(node.shape) < 2, first)
+            found += [(*late, block) for block in self.blocks_of(name) if block.dims]
+        return tuple(block for *_, block in sorted(found, key=lambda item: item[:3]))
 
     def blocks_of(self, parameter: str) -> Iterator[Block]:
         """All blocks of a parameter, old ones too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from graphgrow.axes import Axes
 from graphgrow.axes.text import fold, grouped, reasons, row, split_kernels
-from graphgrow.certificate import Certificate, Constraint, Growth, Test
+from graphgrow.certificate import Certificate, Growth, Proof, Test
 from graphgrow.program import Program
 from graphgrow.report.cost import Cost
 from graphgrow.report.diff import Change, Difference
@@ -20,7 +21,6 @@ from graphgrow.report.values import inputs
 
 _LISTED = 12  # rows of a list that a person reads; JSON has all of them
 _NAME = 48  # columns that names of axes get before places do
-_FILLS = {"zero": "zero", "one": "positive", "mean": "the mean of the old units", "free": "anything"}
 
 
 def program_table(program: Program, cost: Cost) -> RenderableType:
@@ -107,7 +107,7 @@ def certificate_table(certificate: Certificate, growth: bool = True) -> Renderab
         rows.append(("axes", growth_table(certificate.growth)))
     if certificate.proof:
         rows.append(("proof" if certificate.proof.holds else "no proof", certificate.proof.why))
-        rows += _constraints(certificate.proof.constraints)
+        rows += _constraints(certificate.proof)
     if certificate.test:
         rows.append(("test", _test(certificate.test)))
     rows += [("note", note) for note in certificate.notes]
@@ -116,19 +116,23 @@ def certificate_table(certificate: Certificate, growth: bool = True) -> Renderab
     return Group(Text(certificate.spec, style="bold green" if certificate.holds else "bold red"), pairs(rows, "  "))
 
 
-def _constraints(constraints: Sequence[Constraint]) -> list[tuple[str, RenderableType]]:
-    """The new blocks that the proof needs something of, layers folded."""
-    if not constraints:
-        return []
-    keys = [(item.fill, item.dim) for item in constraints]
-    folds = fold([item.parameter for item in constraints], keys)
+def _constraints(proof: Proof) -> list[tuple[str, RenderableType]]:
+    """What the proof needs of blocks and of numbers in the graph, layers folded."""
+    found = [*proof.constraints]
+    keys = [(item.text or item.fill, item.dim) for item in found]
+    folds = fold([item.parameter for item in found], keys)
     parts: list[RenderableType] = []
-    for fill, dim in sorted(set(keys), key=keys.index):
-        mine = [folded for folded in folds if keys[folded.members[0]] == (fill, dim)]
+    for text, dim in sorted(set(keys), key=keys.index):
+        mine = [folded for folded in folds if keys[folded.members[0]] == (text, dim)]
         rows = [(folded.pattern, times(len(folded.members))) for folded in mine]
-        parts += [f"{_FILLS[fill]} in the new units of dimension {dim} of", pairs(rows[:_LISTED], "  ")]
+        block = f"new units of dimension {dim}" if dim >= 0 else "old units"
+        parts += [f"{text} in the {block} of", pairs(rows[:_LISTED], "  ")]
         parts += [f"  and {len(rows) - _LISTED} more (--json lists all)"] if rows[_LISTED:] else []
-    return [("needs", Group(*parts))]
+    numbers = Counter((item.old, item.new, item.place) for item in proof.numbers)
+    changed = [(f"{old:g} becomes {new:g}", f"{place} {times(n)}") for (old, new, place), n in numbers.items()]
+    parts += ["numbers in the graph", pairs(changed[:_LISTED], "  ")] if changed else []
+    parts += [f"  and {len(changed) - _LISTED} more (--json lists all)"] if changed[_LISTED:] else []
+    return [("needs", Group(*parts))] if parts else []
 
 
 def _test(test: Test) -> str:

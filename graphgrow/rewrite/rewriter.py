@@ -29,11 +29,11 @@ class Rewriter:
         """Which of these axes can't grow together without changing the function, each with the reason."""
         frozen = {atom: self.program.axes.frozen[atom][0] for atom in sizes if atom in self.program.axes.frozen}
         free = {atom: size for atom, size in sizes.items() if atom not in frozen}
-        return frozen | Prover(self.program.axes, free).obstacles()
+        return frozen | Prover(self.program.axes, free, self.program.fixed).obstacles()
 
     def why_not(self, sizes: Mapping[Atom, int], strategies: Sequence[Strategy] | None = None) -> str:
         """Why these axes can't grow together without changing the function. Empty when they can."""
-        found = Prover(self.program.axes, dict(sizes)).derive(strategies=strategies)
+        found = Prover(self.program.axes, dict(sizes), self.program.fixed).derive(strategies=strategies)
         return "" if found.holds else found.why
 
     def leave(self, axis: str, reason: str) -> None:
@@ -57,7 +57,7 @@ class Rewriter:
         for atom in sizes:
             refuse_frozen(axes, atom)
         numbers = from_sizes(axes, sizes) if rescale else None
-        derivation = Prover(axes, dict(sizes)).derive(numbers=numbers, strategies=strategies)
+        derivation = Prover(axes, dict(sizes), self.program.fixed).derive(numbers=numbers, strategies=strategies)
         if not derivation.holds:
             raise Refusal(
                 found=f"{_names(axes, sizes)} can't grow without changing the function: {derivation.why}",

@@ -76,7 +76,7 @@ def shrunk(pair: Pair, proved: Proved) -> Pair:
     if not proved.proof.holds:
         return Pair(old, new, alignment)
     proposal, _ = propose(
-        Prover(old.axes, dict(alignment.sizes)), proved.strategy, chosen(old.graph, alignment.factors)
+        Prover(old.axes, dict(alignment.sizes), old.fixed), proved.strategy, chosen(old.graph, alignment.factors)
     )
     blocks = {
         block: fact if free(fact) else proposal.blocks.get(block, fact)

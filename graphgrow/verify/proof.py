@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from graphgrow.axes import Axes, Term
-from graphgrow.certificate import Constraint, Fill, Proof
+from graphgrow.certificate import Constraint, Fill, Proof, Rescaled
 from graphgrow.program import Program
 from graphgrow.prove import ANY, POSITIVE, SAME, ZERO, Assignment, Block, Prover, free, kind, multiple, text
 from graphgrow.prove.engine import Strategy
 from graphgrow.prove.propose import STRATEGIES, chosen, propose
-from graphgrow.rewrite import Resizing
+from graphgrow.rewrite import Resizing, literal
 from graphgrow.rewrite.blocks import derived, view_cells
 from graphgrow.verify.align import Alignment
 
@@ -34,7 +34,7 @@ def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
     """Whether every output of `new` equals that of `old` whatever the free blocks hold."""
     if not alignment.grows:
         return Proved(Proof(holds=False, why="axes became smaller: nothing is promised"))
-    prover = Prover(old.axes, dict(alignment.sizes))
+    prover = Prover(old.axes, dict(alignment.sizes), old.fixed)
     reader = Reader(old, new, alignment)
     failures: list[str] = []
     for strategy in STRATEGIES:
@@ -46,9 +46,19 @@ def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
         found = prover.derive(Assignment(facts, alignment.factors))
         if found.holds:
             rows = constraints(old.axes, found.assignment, found.needed)
-            return Proved(Proof(holds=True, why=found.why, constraints=rows), found.assignment, strategy)
+            proof = Proof(holds=True, why=found.why, constraints=rows, numbers=_rescaled(old, alignment))
+            return Proved(proof, found.assignment, strategy)
         failures.append(found.why)
     return Proved(Proof(holds=False, why=failures[0]))
+
+
+def _rescaled(old: Program, alignment: Alignment) -> tuple[Rescaled, ...]:
+    found: list[Rescaled] = []
+    for place, value in alignment.numbers.items():
+        node = old.graph[place[0]]
+        where = f"{node.op} ({node.source or node.name})"
+        found.append(Rescaled(node=node.name, place=where, old=literal(old, place), new=value))
+    return tuple(found)
 
 
 def constraints(axes: Axes, assignment: Assignment, needed: Mapping[Block, str]) -> tuple[Constraint, ...]:
@@ -78,13 +88,13 @@ def _fill(block: Block, fact: int) -> Fill:
 
 def changed(old: Program, new: Program, alignment: Alignment) -> str:
     """The first tensor of `new` that is no growth of the old one, as text; empty when all are."""
-    facts = Reader(old, new, alignment).facts(Prover(old.axes, dict(alignment.sizes)), Assignment())
+    facts = Reader(old, new, alignment).facts(Prover(old.axes, dict(alignment.sizes), old.fixed), Assignment())
     return facts if isinstance(facts, str) else ""
 
 
 def broken(old: Program, alignment: Alignment) -> str:
     """Whether other new values would have been a proof, as text: then a constraint is broken. Empty when none would."""
-    provable = alignment.grows and Prover(old.axes, dict(alignment.sizes)).derive().holds
+    provable = alignment.grows and Prover(old.axes, dict(alignment.sizes), old.fixed).derive().holds
     return "new values are not zero where this growth needs them to be" if provable else ""
 
 
