@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Fill = Literal["free", "zero", "one", "mean"]
+Fill = Literal["free", "zero", "one"]  # of a new block; one: positive
+Claim = Literal["Exact", "Within", "Changes"]
 
 
 class _Value(BaseModel):
@@ -75,7 +76,7 @@ class Certificate(_Value):
     spec: str  # the pass with its options, as the command line takes them
     old: str  # digests of both programs
     new: str
-    claim: Literal["Exact", "Within", "Changes"]
+    claim: Claim
     growth: tuple[Growth, ...] = ()
     proof: Proof | None = None
     test: Test | None = None

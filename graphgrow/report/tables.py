@@ -20,7 +20,7 @@ from graphgrow.report.values import inputs
 
 _LISTED = 12  # rows of a list that a person reads; JSON has all of them
 _NAME = 48  # columns that names of axes get before places do
-_FILLS = {"zero": "zero", "one": "positive", "mean": "the mean of the old units", "free": "anything"}
+_FILLS = {"zero": "zero", "one": "positive", "free": "anything"}
 
 
 def program_table(program: Program, cost: Cost) -> RenderableType:
