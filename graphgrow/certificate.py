@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Fill = Literal["zero", "mean", "copy", "positive", "scaled"]
+Claim = Literal["Exact", "Within", "Changes"]
 
 
 class _Value(BaseModel):
@@ -93,7 +94,7 @@ class Certificate(_Value):
     spec: str  # the pass with its options, as the command line takes them
     old: str  # digests of both programs
     new: str
-    claim: Literal["Exact", "Within", "Changes"]
+    claim: Claim
     growth: tuple[Growth, ...] = ()
     proof: Proof | None = None
     test: Test | None = None

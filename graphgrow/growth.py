@@ -18,6 +18,7 @@ from graphgrow.rewrite import Rewriter
 
 AUTO = "auto"
 LARGEST = 10_000  # factor
+_REASONS = "see `graphgrow axes` for the reasons"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,16 +105,28 @@ class Growth(Pass):
         found = [axis for axis in named if axis.role in self.roles and (axis.inner or not self.inner)]
         free = [axis for axis in found if not axis.frozen]
         if not free:
-            what = " or ".join(self.roles)
-            roles = ", ".join(sorted({axis.role for axis in named})) or "none"
-            reason = f": {found[0].name} is frozen: {found[0].frozen[0]}" if found else ""
-            inner = "inner axis of an MLP or a convolution block" if self.inner else f"axis of the role {what}"
-            raise Refusal(
-                found=f"no {inner}{reason}",
-                where=f"a program with the axes {roles}",
-                fix=f"name one: {self.name}:axis=...",
-            )
+            raise self._none(program, found)
         return free
+
+    def _none(self, program: Program, found: Sequence[Named]) -> Refusal:
+        """There is no axis that this pass is for."""
+        what = f"axis of the role {' or '.join(self.roles)}"
+        if self.inner:
+            what = (
+                "inner axis of an MLP or a convolution block: one that weights emit and sum over, no residual stream, "
+                "and seen neither in inputs nor outputs"
+            )
+        if found:
+            return Refusal(
+                found=f"no {what} that can be resized; {found[0].name} is frozen: {found[0].frozen[0]}",
+                fix=_REASONS,
+            )
+        roles = dict.fromkeys(axis.role for axis in program.axes.named if not axis.frozen)
+        near = next((role for role in self.roles if role in roles), "NAME")
+        if not roles:
+            return Refusal(found=f"no {what}", where="a program whose axes are all frozen", fix=_REASONS)
+        where = f"a program whose axes are {', '.join(roles)}"
+        return Refusal(found=f"no {what}", where=where, fix=f"name another one: {self.name}:axis={near}")
 
     def size(self, axis: Named) -> int:
         """The new number of units of an axis."""

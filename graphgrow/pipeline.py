@@ -14,17 +14,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin, get_type_hints
 
 from graphgrow.axes import Axes
 from graphgrow.axes.names import Named
+from graphgrow.certificate import Claim
 from graphgrow.errors import OptionError
 from graphgrow.program import Program
 from graphgrow.rewrite import Rewriter
 from graphgrow.verify import certify
 
 GROUP = "graphgrow.passes"
-Claim = Literal["Exact", "Within", "Changes"]
 
 
 def option(doc: str, **kwargs: Any) -> Any:
@@ -81,7 +81,7 @@ class Pass(ABC):
         for name in options:
             if name not in known:
                 raise OptionError.unknown(f"option of {cls.name}", name, sorted(known))
-        return cls(**{name: _read(cls.name, name, text, hints[name]) for name, text in options.items()})
+        return cls(**{name: _read(f"{cls.name}:{name}", text, hints[name]) for name, text in options.items()})
 
 
 def _fits(value: object, kind: Any) -> bool:
@@ -90,12 +90,14 @@ def _fits(value: object, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in choices
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple)
+        return isinstance(value, tuple) and all(_fits(item, choices[0]) for item in cast(tuple[object, ...], value))
     if choices:
         return any(_fits(value, choice) for choice in choices)
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
+    if kind is float and isinstance(value, int):
+        return abs(value) <= 2**53  # as far as floats hold all integers
+    return isinstance(value, kind)
 
 
 def _kind(kind: Any) -> str:
@@ -103,6 +105,8 @@ def _kind(kind: Any) -> str:
     choices = get_args(kind)
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, choices))}"
+    if get_origin(kind) is tuple:
+        return f"a tuple, each item {_kind(choices[0])}"
     names = [choice.__name__ for choice in choices or (kind,) if choice is not type(None)]
     return f"a value of type {' or '.join(names)}"
 
@@ -114,29 +118,55 @@ def _default(item: Field[Any]) -> Any:
 
 
 def _written(value: object) -> str:
+    """A value in a spec: lists are joined by `+`; text that a spec would read as something else is in double quotes,
+    with a quote in it doubled."""
     if isinstance(value, tuple):
-        return "+".join(str(item) for item in value)  # type: ignore[reportUnknownVariableType]
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        return "+".join(_written(item) for item in cast(tuple[object, ...], value))
+    if not isinstance(value, str):
+        return str(value).lower().removesuffix(".0").replace("e+", "e")
+    special = not value or value.lower() == "none" or value != value.strip() or any(mark in value for mark in ',+"')
+    return '"{}"'.format(value.replace('"', '""')) if special else value
 
 
-def _read(owner: str, name: str, text: str, kind: Any) -> Any:
-    """One option's value. Lists are joined by `+`."""
+def _cut(text: str, mark: str) -> list[str]:
+    """`text` at each `mark` outside of double quotes."""
+    parts: list[str] = []
+    for piece in text.split(mark):
+        if parts and parts[-1].count('"') % 2:
+            parts[-1] += mark + piece
+        else:
+            parts.append(piece)
+    return parts
+
+
+def _plain(owner: str, text: str) -> str:
+    """Text without the quotes around it."""
+    inside = text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+    if '"' in (inside.replace('""', "") if inside is not text else text):
+        raise OptionError(found=f"{owner}={text}", fix='put the whole value in double quotes, and write "" for a quote')
+    return inside.replace('""', '"')
+
+
+def _read(owner: str, text: str, kind: Any) -> Any:
+    """One option's value. `owner` is the pass and the option, `widen:axis`."""
     choices = get_args(kind)
-    if get_origin(kind) is Literal:
-        if text not in choices:
-            raise OptionError.unknown(f"value of {owner}:{name}", text, [str(choice) for choice in choices])
-        return text
     if get_origin(kind) is tuple:
-        return tuple(_read(owner, name, part, choices[0]) for part in text.split("+"))
-    kinds = [choice for choice in choices if choice is not type(None)] if choices else [kind]
-    if type(None) in choices and text.lower() in ("none", ""):
-        return None
+        return tuple(_read(owner, part.strip(), choices[0]) for part in _cut(text, "+")) if text else ()
+    if type(None) in choices:
+        rest = next(choice for choice in choices if choice is not type(None))
+        return None if text.lower() == "none" else _read(owner, text, rest)
+    plain = _plain(owner, text)
+    if get_origin(kind) is Literal:
+        spelled = {_plain(owner, _written(choice)): choice for choice in choices}
+        if plain not in spelled:
+            raise OptionError.unknown(f"value of {owner}", plain, spelled)
+        return spelled[plain]
     try:
-        if kinds[0] is bool:
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-        return kinds[0](text)
+        if kind is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[plain.lower()]
+        return kind(plain)
     except (ValueError, KeyError):
-        raise OptionError(found=f"{owner}:{name}={text}", fix=f"give {name} as {kinds[0].__name__}") from None
+        raise OptionError(found=f"{owner}={text}", fix=f"give {owner.partition(':')[2]} as {kind.__name__}") from None
 
 
 def available() -> dict[str, str]:
@@ -159,15 +189,20 @@ def find(name: str) -> type[Pass]:
     return getattr(import_module(module), attribute)
 
 
-def parse_pass(spec: str) -> Pass:
-    """A pass from its spec, `name` or `name:key=value,key=value`."""
+def parse_pass(spec: str, seed: int | None = None) -> Pass:
+    """A pass from its spec, `name` or `name:key=value,key="a,b"`; `seed` is for a spec that has none."""
     name, _, text = spec.partition(":")
     options: dict[str, str] = {}
-    for part in filter(None, text.split(",")):
-        key, equals, value = part.partition("=")
+    for part in filter(None, _cut(text, ",")):
+        key, equals, value = (word.strip() for word in part.partition("="))
         if not equals:
-            raise OptionError(found=f"{part!r} in {spec!r}", fix=f"write options as key=value: {name}:{key}=...")
-        options[key.strip()] = value.strip()
+            fix = f"write options as key=value: {name}:{key}=...\na value with a comma goes in double quotes"
+            raise OptionError(found=f"{part!r} in {spec!r}", fix=fix)
+        if key in options:
+            raise OptionError(found=f"{key!r} twice in {spec!r}", fix="give each option once")
+        options[key] = value
+    if seed is not None:
+        options.setdefault("seed", str(seed))
     return find(name.strip()).parse(options)
 
 
@@ -180,8 +215,7 @@ class Pipeline:
     @classmethod
     def parse(cls, specs: Iterable[str], seed: int | None = None) -> Self:
         """From specs; `seed` is given to every pass whose spec has none."""
-        parsed = [parse_pass(spec if seed is None or "seed=" in spec else _seeded(spec, seed)) for spec in specs]
-        return cls(tuple(parsed))
+        return cls(tuple(parse_pass(spec, seed) for spec in specs))
 
     def steps(self, program: Program) -> Iterator[Program]:
         """The program after each pass."""
@@ -194,10 +228,6 @@ class Pipeline:
         for one in self.passes:
             program = one(program)
         return program
-
-
-def _seeded(spec: str, seed: int) -> str:
-    return f"{spec}{',' if ':' in spec else ':'}seed={seed}"
 
 
 def select(axes: Axes, pattern: str, owner: str) -> Sequence[Named]:

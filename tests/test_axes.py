@@ -218,5 +218,5 @@ def test_unknown_operator_freezes() -> None:
     assert any("aten.strange.default (model.py:7 in forward)" in reason for reason in reasons)
 
 
-def test_sum_is_not_product() -> None:
+def test_sizes_of_a_sum_add_up() -> None:
     assert Sum.of([Atom(1, 3), Atom(2, 4)]).size == Product.of([Atom(1, 7)]).size

@@ -36,7 +36,7 @@ SPECS: dict[str, list[dict[str, Any]]] = {
     "widen": [
         {}, {"axis": "mlp"}, {"axis": "mlp@ups.0", "to": 48}, {"factor": 1.5}, {"factor": 1e-3 + 1, "seed": 7},
         {"axis": "re:mlp@.*", "multiple_of": 64}, {"axis": "*.h.?.mlp", "init": "zero"},
-        {"axis": "a=b:c", "init": "copy"},
+        {"axis": "a=b:c", "init": "copy"}, {"axis": "re:mlp@h.(1,2)"}, {"axis": 'say "hi"', "factor": 2.0},
     ],
 }  # fmt: skip
 NONSENSE: dict[str, list[tuple[dict[str, Any], str]]] = {
@@ -303,9 +303,3 @@ def test_two_passes_of_one_name_are_an_error(monkeypatch: pytest.MonkeyPatch) ->
         available()
     monkeypatch.setattr(pipeline, "entry_points", _Entries({"widen": "a:A"}, {"widen": "a:A"}))
     assert available() == {"widen": "a:A"}
-
-
-def test_a_seed_for_the_whole_pipeline() -> None:
-    parsed = Pipeline.parse(["widen", "widen:factor=1.5", "widen:seed=1"], seed=8)
-    assert [one.seed for one in parsed.passes] == [8, 8, 1]
-    assert [one.seed for one in Pipeline.parse(["widen"]).passes] == [0]

@@ -7,7 +7,7 @@ import pytest
 from graphgrow.axes.names import Named
 from passes import Widen
 from tests.programs import traced
-from tests.support import TABLE, support, table, wide_axes
+from tests.support import NOTHING_INNER, TABLE, support, table, wide_axes
 from tests.zoo import ZOO
 
 # Wide axes that must be refused, by model, with the operator that mixes units. A norm over the axis needs the rules of
@@ -19,8 +19,6 @@ REFUSED = {
     "segformer": {"aten.layer_norm.default"},
     "two_tower": {"aten.layer_norm.default"},
 }
-# Models without an inner wide axis: `auto` has nothing to grow.
-NOTHING_INNER = {"gated_cnn"}
 
 
 @pytest.mark.parametrize("model", ZOO)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Literal
 
-from graphgrow.certificate import Certificate, Growth, Test
+from graphgrow.certificate import Certificate, Claim, Growth, Test
 from graphgrow.errors import CheckFailed, Refusal
 from graphgrow.program import Program
 from graphgrow.verify.align import Alignment, align
@@ -14,8 +13,6 @@ from graphgrow.verify.gradients import dead_axes
 from graphgrow.verify.proof import broken, changed, prove
 
 __all__ = ["certify", "check"]
-
-Claim = Literal["Exact", "Within", "Changes"]
 
 
 def check(old: Program, new: Program, *, seed: int = 0) -> Certificate:
