@@ -65,19 +65,15 @@ def _in_place(op: str) -> bool:
 
 
 def _functional(draft: Draft, node: Node) -> Argument:
-    """`x.add_(y)` becomes `add(x, y)`; whatever reads `x` later reads the result. A counter buffer stays in place."""
+    """`x.add_(y)` as `add(x, y)`, in the type of `x`. A counter buffer stays in place."""
     target = node.args[0]
-    if not isinstance(target, Ref):
-        raise TraceError(found=f"{node.op} on no tensor", where=node.source)
-    if draft.by_name[target.name].op == "parameter":
+    if isinstance(target, Ref) and draft.by_name[target.name].op == "parameter":
         return _counter(draft, node)
-    base, _, overload = node.op.removeprefix("aten.").partition(".")
     before = draft.tensor(target)
+    base, _, overload = node.op.removeprefix("aten.").partition(".")
     result = canonical(draft, replace(node, op=f"aten.{base[:-1]}.{overload}"))
-    if isinstance(result, Ref):
-        if draft.tensor(result).dtype != before.dtype:
-            result = draft.add("aten.to.dtype", (result, Dtype(before.dtype)), before, node)
-        draft.overwrite(target, result, node.source)
+    if isinstance(result, Ref) and draft.tensor(result).dtype != before.dtype:
+        result = draft.add("aten.to.dtype", (result, Dtype(before.dtype)), before, node)
     return result
 
 
@@ -101,14 +97,7 @@ def _dims(value: Argument, rank: int) -> tuple[int, ...]:
     return tuple(item % rank for item in items if isinstance(item, int))
 
 
-@rule(
-    "contiguous.default",
-    "clone.default",
-    "lift_fresh_copy.default",
-    "alias.default",
-    "lift.default",
-    "view_as_real_copy.default",
-)
+@rule("contiguous.default", "clone.default", "lift_fresh_copy.default", "alias.default", "lift.default")
 def _identity(draft: Draft, node: Node) -> Argument:
     if node.op == "aten.clone.default" and isinstance(node.args[0], Ref):
         return draft.append(_named(draft, node, "clone.default", node.args[0]))
@@ -147,18 +136,19 @@ def _cast(draft: Draft, node: Node) -> Argument:
 def _reshape(draft: Draft, node: Node) -> Argument:
     if draft.tensor(node.args[0]).shape == node.shape:
         return node.args[0]
-    return draft.view(_named(draft, node, "reshape.default", node.args[0], node.shape))
+    return draft.append(_named(draft, node, "reshape.default", node.args[0], node.shape))
 
 
 @rule("expand.default", "expand_as.default", "broadcast_to.default")
 def _expand(draft: Draft, node: Node) -> Argument:
     if draft.tensor(node.args[0]).shape == node.shape:
         return node.args[0]
-    return draft.view(_named(draft, node, "expand.default", node.args[0], node.shape))
+    return draft.append(_named(draft, node, "expand.default", node.args[0], node.shape))
 
 
 @rule(
     "transpose.int",
+    "transpose.default",
     "t.default",
     "permute.default",
     "mT.default",
@@ -186,7 +176,7 @@ def _permute(draft: Draft, node: Node) -> Argument:
         order[first], order[second] = order[second], order[first]
     if order == sorted(order):
         return node.args[0]
-    return draft.view(_named(draft, node, "permute.default", node.args[0], tuple(order)))
+    return draft.append(_named(draft, node, "permute.default", node.args[0], tuple(order)))
 
 
 @rule("slice.Tensor", "narrow.default")
@@ -205,7 +195,7 @@ def _slice(draft: Draft, node: Node) -> Argument:
     end = sizes.add(start, sizes.mul(length, step))
     if step > 1:
         end = sizes.add(end, 1 - step)
-    return draft.view(_named(draft, node, "slice.Tensor", node.args[0], dim, start, end, step))
+    return draft.append(_named(draft, node, "slice.Tensor", node.args[0], dim, start, end, step))
 
 
 @rule("select.int")
@@ -215,7 +205,7 @@ def _select(draft: Draft, node: Node) -> Argument:
     index = node.argument(2, "index", 0)
     if isinstance(index, int) and index < 0:
         index = sizes.add(shape[dim], index)
-    return draft.view(_named(draft, node, "select.int", node.args[0], dim, index))
+    return draft.append(_named(draft, node, "select.int", node.args[0], dim, index))
 
 
 @rule("index.Tensor")
@@ -233,13 +223,13 @@ def _index(draft: Draft, node: Node) -> Argument:
     start = units[0] % size
     if [unit % size for unit in units] != list(range(start, start + len(units))):
         return _keep(draft, node)
-    return draft.view(_named(draft, node, "slice.Tensor", node.args[0], dim, start, start + len(units), 1))
+    return draft.append(_named(draft, node, "slice.Tensor", node.args[0], dim, start, start + len(units), 1))
 
 
 @rule("unsqueeze.default")
 def _unsqueeze(draft: Draft, node: Node) -> Argument:
     (dim,) = _dims(node.args[1], len(node.shape))
-    return draft.view(_named(draft, node, "unsqueeze.default", node.args[0], dim))
+    return draft.append(_named(draft, node, "unsqueeze.default", node.args[0], dim))
 
 
 @rule(
@@ -265,7 +255,7 @@ def _split(draft: Draft, node: Node) -> Argument:
 
 @rule("detach.default", "detach_.default")
 def _detach(draft: Draft, node: Node) -> Argument:
-    return draft.view(_named(draft, node, "detach.default", node.args[0]))
+    return draft.append(_named(draft, node, "detach.default", node.args[0]))
 
 
 @rule("scaled_dot_product_attention.default")
@@ -282,33 +272,23 @@ def _attention(draft: Draft, node: Node) -> Argument:
     return draft.append(replace(node, name=draft.fresh(node.name), args=args, kwargs=kwargs))
 
 
+@rule("bernoulli.float")
+def _drawn(draft: Draft, node: Node) -> Argument:
+    """`x.bernoulli_(p)`, whose plain form has another name."""
+    return draft.append(_named(draft, node, "bernoulli.p", *node.args[:2]))
+
+
 @rule("fill_.Scalar", "zero_.default", "fill_.Tensor", "copy_.default")
 def _assign(draft: Draft, node: Node) -> Argument:
     """`x[...] = value`: the value spread over the target's shape takes its place."""
     target = node.args[0]
-    if not isinstance(target, Ref):
-        raise TraceError(found=f"{node.op} on no tensor", where=node.source)
     value = node.args[1] if len(node.args) > 1 else 0
     before = draft.tensor(target)
-    if isinstance(value, Ref):
-        result: Argument = value
-        if draft.tensor(value).dtype != before.dtype:
-            result = draft.add(
-                "aten.to.dtype", (value, Dtype(before.dtype)), TensorType(draft.tensor(value).shape, before.dtype), node
-            )
-        if draft.tensor(value).shape != before.shape:
-            result = draft.add("aten.expand.default", (result, before.shape), before, node)
-    else:
-        result = draft.append(
-            replace(
-                node,
-                name=draft.fresh(node.name),
-                op="aten.full_like.default",
-                args=(target, value),
-                kwargs=(),
-                type=before,
-            )
-        )
-    assert isinstance(result, Ref)
-    draft.overwrite(target, result, node.source)
-    return result
+    if not isinstance(value, Ref):
+        return draft.append(_named(draft, node, "full_like.default", target, value))
+    given = draft.tensor(value)
+    if given.dtype != before.dtype:
+        value = draft.add("aten.to.dtype", (value, Dtype(before.dtype)), replace(given, dtype=before.dtype), node)
+    if given.shape != before.shape:
+        value = draft.add("aten.expand.default", (value, before.shape), before, node)
+    return value
