@@ -159,8 +159,10 @@ def _resized(
 
 def _copied(picks: Mapping[Atom, Positions], term: Term) -> Positions:
     """For every new position of a term the old position that `copy` takes its values from."""
+    if not any(atom in picks for atom in term.atoms):
+        return np.arange(int(str(term.size)))
     if isinstance(term, Atom):
-        return picks.get(term, np.arange(int(str(term.size))))
+        return picks[term]
     parts = [_copied(picks, part) for part in term.parts]
     if isinstance(term, Sum):
         starts = np.cumsum([0, *(int(str(part.size)) for part in term.parts)])

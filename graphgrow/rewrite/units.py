@@ -30,6 +30,8 @@ class Resizing:
 
     def source(self, term: Term) -> Positions:
         """For every new position of the term its old one, or -1."""
+        if not self.touches([term]):
+            return np.arange(number(term))
         if isinstance(term, Atom):
             old = number(term)
             new = self.sizes.get(term, old)
