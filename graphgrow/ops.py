@@ -52,8 +52,8 @@ _rows(
     tan leaky_relu elu selu celu hardtanh hardswish softsign softshrink hardshrink tanhshrink to.dtype detach
     clone dropout feature_dropout alpha_dropout rrelu square add.Tensor sub.Tensor rsub.Tensor add.Scalar
     sub.Scalar rsub.Scalar maximum minimum max.other min.other nan_to_num conj real imag
-    positive isnan isinf logical_or bitwise_or.Tensor bitwise_xor.Tensor __or__.Tensor __xor__.Tensor
-    logical_xor lerp.Scalar""",
+    conj_physical angle sgn positive isnan isinf logical_or bitwise_or.Tensor bitwise_xor.Tensor __or__.Tensor
+    __xor__.Tensor logical_xor lerp.Scalar""",
     zero="all",
 )
 _rows("pointwise", "mul.Tensor mul.Scalar logical_and bitwise_and.Tensor __and__.Tensor", zero="any")

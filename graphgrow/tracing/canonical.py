@@ -38,6 +38,7 @@ ALIASES = {
     "concat": "cat", "concatenate": "cat", "special_expit": "sigmoid", "special_erf": "erf", "fix": "trunc",
     "arctan": "atan", "arcsin": "asin", "arccos": "acos", "special_log1p": "log1p", "special_expm1": "expm1",
     "special_softmax": "softmax", "special_log_softmax": "log_softmax",
+    "_conj": "conj",
 }  # fmt: skip
 
 
@@ -97,7 +98,15 @@ def _dims(value: Argument, rank: int) -> tuple[int, ...]:
     return tuple(item % rank for item in items if isinstance(item, int))
 
 
-@rule("contiguous.default", "clone.default", "lift_fresh_copy.default", "alias.default", "lift.default")
+@rule(
+    "contiguous.default",
+    "clone.default",
+    "lift_fresh_copy.default",
+    "alias.default",
+    "lift.default",
+    "resolve_conj.default",
+    "resolve_neg.default",
+)
 def _identity(draft: Draft, node: Node) -> Argument:
     if node.op == "aten.clone.default" and isinstance(node.args[0], Ref):
         return draft.append(_named(draft, node, "clone.default", node.args[0]))
