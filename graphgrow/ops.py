@@ -118,16 +118,19 @@ _rows("view_as_complex", "view_as_complex")
 _rows("view_as_real", "view_as_real")
 _rows("meshgrid", "meshgrid meshgrid.indexing")
 
-# Reductions over dimensions, and what works along one dimension and keeps it.
+# Reductions over dimensions, and what works along one dimension and keeps it. Dimensions are the second argument, of a
+# `norm_reduction` the third: an order or a correction stands before them.
 _rows("sum", "sum.dim_IntList sum nansum", zero="all")
 _rows("mean", "mean.dim mean")
 _rows(
     "reduction",
-    """amax amin prod.dim_int prod any any.dim any.dims all all.dim var.dim var.correction std.dim std.correction
-    logsumexp max min var std argmax argmin norm.ScalarOpt_dim norm.Scalar count_nonzero.dim_IntList median
-    nanmedian""",
+    """amax amin prod.dim_int prod any any.dim any.dims all all.dim all.dims var.dim var.correction std.dim
+    std.correction logsumexp max min argmax argmin count_nonzero.dim_IntList count_nonzero median nanmedian""",
 )
-_rows("norm_reduction", "linalg_vector_norm")
+_rows(
+    "norm_reduction",
+    """linalg_vector_norm norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype norm.Scalar var std""",
+)
 _rows("reduction2", "max.dim min.dim var_mean.correction std_mean.correction var_mean.dim median.dim")
 _rows("along", "softmax.int log_softmax.int _softmax _log_softmax")
 _rows("glu", "glu")

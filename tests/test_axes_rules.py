@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.permutation import permutes
 
 torch.set_num_threads(1)
 CLASSES, HIDDEN, FEATURES = 5, 7, 3
+ATEN: Any = torch.ops.aten
 
 
 class Model(nn.Module):
@@ -105,6 +107,20 @@ CASES: dict[str, Case] = {
     "index_put of rows": Case(_assigned, ((2, HIDDEN),), ("a", "b a"), fixed=True),
     "index_put by a mask": Case(lambda x: _assigned(x, x > 0, 3.0), (), ("a",)),
     "index": Case(lambda x, i, w: x[:, i] * w, ((2,),), ("a!", "b"), fixed=True),
+    # reductions: where the dimensions stand among the arguments
+    "norm": Case(lambda x, w: x * ATEN.norm.ScalarOpt_dim(w, 2, [1]), ((HIDDEN, HIDDEN),), ("a", "a b")),
+    "norm of all": Case(lambda x, w: x * ATEN.norm.Scalar(w, 1), ((HIDDEN, 5),), ("a", "b c")),
+    "norm in one type": Case(lambda x, w: x * w.norm(2, 1, dtype=torch.float64), ((HIDDEN, 5),), ("a", "a b")),
+    "var": Case(lambda x, w: x * ATEN.var.default(w) * ATEN.std.default(w, True), ((HIDDEN, 5),), ("a", "b c")),
+    "var of rows": Case(lambda x, w: x * w.var(1) * w.std(-1, False), ((HIDDEN, 5),), ("a", "a b")),
+    # windows of one point: they keep space where they meet each position once
+    "point": Case(lambda x, w: F.conv1d(x[:, None], w)[:, 0], ((1, 1, 1),), ("a", "")),
+    "point, same": Case(lambda x, w: F.conv1d(x[:, None], w, padding="same")[:, 0], ((1, 1, 1),), ("a", "")),
+    "stride": Case(lambda x, w: F.conv1d(x[:, None], w, stride=2, padding=3)[:, 0], ((1, 1, 1),), ("a!", "")),
+    "transposed": Case(
+        lambda x, w: F.conv_transpose1d(x[:, None], w, padding=1, stride=2, output_padding=1)[:, 0, :HIDDEN],
+        ((1, 1, 1),), ("a!", ""),
+    ),
 }  # fmt: skip
 
 
