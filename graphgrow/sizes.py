@@ -188,6 +188,12 @@ def evaluate(size: Dim, values: Mapping[str, int]) -> int:
     return replaced
 
 
+def number(size: Dim) -> int:
+    """A size that is known to be a number."""
+    assert isinstance(size, int), size
+    return size
+
+
 def substitute(size: Dim, values: Mapping[str, Dim]) -> Dim:
     """`size` with symbols replaced by sizes."""
     if isinstance(size, int):

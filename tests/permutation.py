@@ -14,11 +14,12 @@ from graphgrow.axes.names import Named
 from graphgrow.graph import Graph, Kind, Node, Ref, TensorType
 from graphgrow.program import Program
 from graphgrow.rewrite import Fills, Resizing, resize
+from graphgrow.sizes import number
 from graphgrow.verify.equivalence import lowered
 
 
 def permuted(program: Program, axis: Named) -> tuple[Program, Resizing]:
-    size = int(str(axis.size))
+    size = number(axis.size)
     order = torch.roll(torch.randperm(size, generator=torch.Generator().manual_seed(size)), 1).tolist()
     order = order if order != list(range(size)) else order[::-1]
     resizing = Resizing({axis.atom: size}, {axis.atom: order})

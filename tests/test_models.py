@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from graphgrow.axes.names import Named
+from graphgrow.sizes import number
 from graphgrow.tracing import trace
 from passes import Widen
 from tests.programs import traced
@@ -65,7 +66,7 @@ def each(model: str) -> list[Named]:
 def test_each_width_alone(model: str) -> None:
     """Every kind of MLP and channel axis, residual streams of convolutional nets included, grown by itself."""
     for axis in each(model):
-        certificate = Widen(axis=axis.name, to=int(str(axis.size)) + 3)(traced(model)).certificate
+        certificate = Widen(axis=axis.name, to=number(axis.size) + 3)(traced(model)).certificate
         assert certificate is not None and certificate.evidence == "proved and tested", axis.name
         assert [growth.axis for growth in certificate.growth] == [axis.name]
 

@@ -270,11 +270,12 @@ def _detach(draft: Draft, node: Node) -> Argument:
 @rule("scaled_dot_product_attention.default")
 def _attention(draft: Draft, node: Node) -> Argument:
     query, key, value = node.args[:3]
-    given = node.argument(6, "scale")
-    width = draft.tensor(query).shape[-1]
-    if given is None and not isinstance(width, int):
-        raise TraceError(found="attention over keys of a dynamic size", where=node.source)
-    scale = given if given is not None else 1 / sqrt(int(str(width)))
+    scale = node.argument(6, "scale")
+    if scale is None:
+        width = draft.tensor(query).shape[-1]
+        if not isinstance(width, int):
+            raise TraceError(found="attention over keys of a dynamic size", where=node.source)
+        scale = 1 / sqrt(width)
     dropout = node.argument(4, "dropout_p", 0.0)
     args = (query, key, value, node.argument(3, "attn_mask"), dropout, node.argument(5, "is_causal", False))
     kwargs = (("scale", scale), ("enable_gqa", bool(node.argument(7, "enable_gqa", False))))
