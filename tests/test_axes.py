@@ -84,6 +84,8 @@ NAMES = {
     "mixtral": {"experts@model.layers.0.mlp", "mlp@model.layers.0.mlp.experts"},
     "t5": {"vocab", "mlp@encoder.block.0.layer.1.DenseReluDense"},
     "group_norm": {"groups@conv_1", "channels@conv_1"},
+    "gptj": {"positions@transformer.h.0.attn"},
+    "unet": {"kernel@rise_2#1"},
 }
 
 
