@@ -113,6 +113,12 @@ CASES: dict[str, Case] = {
     "norm in one type": Case(lambda x, w: x * w.norm(2, 1, dtype=torch.float64), ((HIDDEN, 5),), ("a", "a b")),
     "var": Case(lambda x, w: x * ATEN.var.default(w) * ATEN.std.default(w, True), ((HIDDEN, 5),), ("a", "b c")),
     "var of rows": Case(lambda x, w: x * w.var(1) * w.std(-1, False), ((HIDDEN, 5),), ("a", "a b")),
+    "weight norm": Case(
+        lambda x, v, g: F.linear(x, ATEN._weight_norm(v, g, 0)), ((5, HIDDEN), (5, 1)), ("a", "b a", "b")
+    ),
+    "weight norm of all": Case(
+        lambda x, v, g: F.linear(x, ATEN._weight_norm(v, g, -1)), ((5, HIDDEN), ()), ("a", "b a", "")
+    ),
     # windows of one point: they keep space where they meet each position once
     "point": Case(lambda x, w: F.conv1d(x[:, None], w)[:, 0], ((1, 1, 1),), ("a", "")),
     "point, same": Case(lambda x, w: F.conv1d(x[:, None], w, padding="same")[:, 0], ((1, 1, 1),), ("a", "")),

@@ -282,6 +282,19 @@ def _attention(draft: Draft, node: Node) -> Argument:
     return draft.append(replace(node, name=draft.fresh(node.name), args=args, kwargs=kwargs))
 
 
+@rule("_weight_norm.default")
+def _weight_norm(draft: Draft, node: Node) -> Argument:
+    """direction * (gain / its norm over all dimensions but one, or over all where that is -1)."""
+    direction, gain = node.args[:2]
+    before, kept = draft.tensor(direction), node.argument(2, "dim", 0)
+    over = tuple(dim for dim in range(len(before.shape)) if dim != kept)
+    shape = tuple(1 if dim in over else size for dim, size in enumerate(before.shape)) if kept != -1 else ()
+    one = TensorType(shape, before.dtype)
+    norm = draft.add("aten.linalg_vector_norm.default", (direction, 2.0, over, kept != -1), one, node)
+    factor = draft.add("aten.div.Tensor", (gain, norm), one, node)
+    return draft.append(_named(draft, node, "mul.Tensor", direction, factor))
+
+
 @rule("bernoulli.float")
 def _drawn(draft: Draft, node: Node) -> Argument:
     """`x.bernoulli_(p)`, whose plain form has another name."""

@@ -99,9 +99,9 @@ def _twin(
 ) -> ExportedProgram | None:
     """The capture in evaluation mode, with the type of the weights changed; None for a model that runs in one only."""
     mode = _fake_mode(model)
-    other = _fake_copy(model, mode, change)
     fake_inputs = {name: _fake(value, mode, change) for name, value in inputs.items()}
     try:
+        other = _fake_copy(model, mode, change)
         twin = _export(other, fake_inputs, shapes, training=False)
         return twin if change is None or not _mixes(twin) else None
     except Exception as error:
@@ -150,7 +150,8 @@ def _fake(tensor: Tensor, mode: FakeTensorMode, change: tuple[torch.dtype, torch
 
 def _fake_copy(model: nn.Module, mode: FakeTensorMode, change: tuple[torch.dtype, torch.dtype] | None) -> nn.Module:
     """A copy of the module tree over fake tensors; no weights are copied, ties are kept."""
-    memo: dict[int, Any] = {}
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    memo: dict[int, Any] = {id(tensor): tensor.detach() for tensor in held}
     for tensor in (*model.parameters(), *model.buffers()):
         fake = _fake(tensor, mode, change)
         memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake

@@ -199,7 +199,8 @@ def written(node: fx.Node) -> fx.Node | None:
         return None
     target = node.args[0] if places == [0] and node.target.namespace == "aten" else None
     if not isinstance(target, fx.Node):
-        raise TraceError(found=f"{node.target}, which writes into an operand", fix="use its result instead of `out=`")
+        fix = "use its result instead of `out=`, or trace it in evaluation mode only: trace(..., mode='eval')"
+        raise TraceError(found=f"{node.target}, which writes into an operand", fix=fix)
     return target
 
 
