@@ -169,7 +169,7 @@ class Kind:
     trainable: bool = True
 
 
-# How the outputs are packed: a Ref, None, a tuple, or ("dict", keys) beside the values.
+# How the outputs are packed: a node's value, None, a tuple, or a record.
 Structure: TypeAlias = "Ref | tuple[Structure, ...] | Record | None"
 
 

@@ -51,9 +51,9 @@ _rows(
     """abs neg relu relu6 gelu silu mish tanh sin sinh asinh atan erf sqrt sign floor ceil round trunc expm1 log1p
     tan leaky_relu elu selu celu hardtanh hardswish softsign softshrink hardshrink tanhshrink to.dtype detach
     clone dropout feature_dropout alpha_dropout rrelu square add.Tensor sub.Tensor rsub.Tensor add.Scalar
-    sub.Scalar rsub.Scalar maximum minimum max.other min.other nan_to_num conj real imag relu6 view_as_real_copy
-    positive isnan isinf logical_or bitwise_or.Tensor bitwise_xor.Tensor __or__.Tensor __xor__.Tensor
-    logical_xor lerp.Scalar""",
+    sub.Scalar rsub.Scalar maximum minimum max.other min.other nan_to_num conj real imag
+    conj_physical angle sgn positive isnan isinf logical_or bitwise_or.Tensor bitwise_xor.Tensor __or__.Tensor
+    __xor__.Tensor logical_xor lerp.Scalar""",
     zero="all",
 )
 _rows("pointwise", "mul.Tensor mul.Scalar logical_and bitwise_and.Tensor __and__.Tensor", zero="any")
@@ -80,7 +80,7 @@ _rows("contraction", "linear", "*i, oi -> *o")
 _rows("contraction", "mm", "ni, io -> no")
 _rows("contraction", "bmm", "bni, bio -> bno")
 _rows("contraction", "mv", "ni, i -> n")
-_rows("contraction", "dot", "i, i ->")
+_rows("contraction", "dot vdot", "i, i ->")
 _rows("contraction", "outer", "i, o -> io")
 _rows("contraction", "bilinear", "*i, oij, *j -> *o")
 _rows("contraction", "addmm", "ni, io -> no")
@@ -118,16 +118,19 @@ _rows("view_as_complex", "view_as_complex")
 _rows("view_as_real", "view_as_real")
 _rows("meshgrid", "meshgrid meshgrid.indexing")
 
-# Reductions over dimensions, and what works along one dimension and keeps it.
+# Reductions over dimensions, and what works along one dimension and keeps it. Dimensions are the second argument, of a
+# `norm_reduction` the third: an order or a correction stands before them.
 _rows("sum", "sum.dim_IntList sum nansum", zero="all")
 _rows("mean", "mean.dim mean")
 _rows(
     "reduction",
-    """amax amin prod.dim_int prod any any.dim any.dims all all.dim var.dim var.correction std.dim std.correction
-    logsumexp max min var std argmax argmin norm.ScalarOpt_dim norm.Scalar count_nonzero.dim_IntList median
-    nanmedian""",
+    """amax amin prod.dim_int prod any any.dim any.dims all all.dim all.dims var.dim var.correction std.dim
+    std.correction logsumexp max min argmax argmin count_nonzero.dim_IntList count_nonzero median nanmedian""",
 )
-_rows("norm_reduction", "linalg_vector_norm")
+_rows(
+    "norm_reduction",
+    """linalg_vector_norm norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype norm.Scalar var std""",
+)
 _rows("reduction2", "max.dim min.dim var_mean.correction std_mean.correction var_mean.dim median.dim")
 _rows("along", "softmax.int log_softmax.int _softmax _log_softmax")
 _rows("glu", "glu")

@@ -368,3 +368,46 @@ class WideValue(nn.Module):
         x = x + self.out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
         gate, up = self.gate_up(self.norm_2(x)).chunk(2, -1)
         return self.head(x + self.down(F.silu(gate) * up))
+
+
+class ComplexRotary(nn.Module):
+    """Llama as first published: pairs of each key are complex numbers, turned by a complex table."""
+
+    table: Tensor
+
+    class Block(nn.Module):
+        def __init__(self, hidden: int, heads: int, mlp: int) -> None:
+            super().__init__()
+            self.heads = heads
+            self.query, self.key, self.value, self.out = (nn.Linear(hidden, hidden, bias=False) for _ in range(4))
+            self.gate, self.up = nn.Linear(hidden, mlp, bias=False), nn.Linear(hidden, mlp, bias=False)
+            self.down = nn.Linear(mlp, hidden, bias=False)
+            self.norm_1, self.norm_2 = nn.RMSNorm(hidden), nn.RMSNorm(hidden)
+
+        def turned(self, x: Tensor, turns: Tensor) -> Tensor:
+            pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))  # (batch, length, heads, key / 2)
+            turns = turns.view(1, x.shape[1], 1, -1)
+            return torch.view_as_real(pairs * turns).flatten(3).type_as(x)
+
+        def forward(self, x: Tensor, turns: Tensor) -> Tensor:
+            y = self.norm_1(x)
+            q, k, v = (layer(y).unflatten(-1, (self.heads, -1)) for layer in (self.query, self.key, self.value))
+            q, k = self.turned(q, turns).transpose(1, 2), self.turned(k, turns).transpose(1, 2)
+            mixed = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True)
+            x = x + self.out(mixed.transpose(1, 2).flatten(2))
+            y = self.norm_2(x)
+            return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+    def __init__(self, vocab: int, hidden: int, heads: int, mlp: int, layers: int, positions: int) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(vocab, hidden), nn.Linear(hidden, vocab)
+        self.blocks = nn.ModuleList(self.Block(hidden, heads, mlp) for _ in range(layers))
+        width = hidden // heads
+        angles = torch.outer(torch.arange(positions), 10000.0 ** (-torch.arange(0, width, 2) / width))
+        self.register_buffer("table", torch.polar(torch.ones_like(angles), angles), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x, turns = self.embedding(tokens), self.table[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x, turns)
+        return self.head(x)

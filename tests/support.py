@@ -14,6 +14,7 @@ from graphgrow.axes.names import Named
 from graphgrow.certificate import Certificate
 from graphgrow.program import Program
 from graphgrow.prove import Prover
+from graphgrow.sizes import number
 from passes import Widen
 from tests.programs import traced
 from tests.zoo import ZOO
@@ -70,7 +71,7 @@ def wide_axes(program: Program) -> list[Named]:
 def _alone(program: Program, axis: Named) -> str:
     if axis.frozen:
         return axis.frozen[0]
-    obstacles = Prover(program.axes, {axis.atom: int(str(axis.size)) + 1}).obstacles()
+    obstacles = Prover(program.axes, {axis.atom: number(axis.size) + 1}).obstacles()
     return next(iter(obstacles.values()), "")
 
 

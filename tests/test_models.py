@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
+import torch
+from torch import Tensor, nn
 
 from graphgrow.axes.names import Named
+from graphgrow.sizes import number
+from graphgrow.tracing import trace
 from passes import Widen
 from tests.programs import traced
 from tests.support import NOTHING_INNER, TABLE, support, table, wide_axes
@@ -58,9 +64,31 @@ def each(model: str) -> list[Named]:
 def test_each_width_alone(model: str) -> None:
     """Every kind of MLP and channel axis, residual streams of convolutional nets included, grown by itself."""
     for axis in each(model):
-        certificate = Widen(axis=axis.name, to=int(str(axis.size)) + 3)(traced(model)).certificate
+        certificate = Widen(axis=axis.name, to=number(axis.size) + 3)(traced(model)).certificate
         assert certificate is not None and certificate.evidence == "proved and tested", axis.name
         assert [growth.axis for growth in certificate.growth] == [axis.name]
+
+
+class SlicedPositions(nn.Module):
+    """Learned positions, as many as there are tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.up, self.head = nn.Embedding(11, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.positions = nn.Parameter(torch.randn(9, 6))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        return self.head(x + torch.relu(self.up(x)))
+
+
+@pytest.mark.parametrize("init", ["scaled", "copy"])
+def test_a_table_cut_at_a_dynamic_size(init: Literal["scaled", "copy"]) -> None:
+    """Its rows are known by number only; its other dimension grows all the same."""
+    program = trace(SlicedPositions(), (torch.randint(11, (2, 5)),))
+    wide = Widen(axis="hidden", to=8, init=init)(program)
+    assert wide.certificate is not None and wide.certificate.evidence == "proved and tested"
+    assert wide.tensors["positions"].shape == (9, 8)
 
 
 def test_table() -> None:

@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from graphgrow.errors import TraceError
+from graphgrow.errors import Refusal, TraceError
 from graphgrow.graph import WEIGHTS, ByMode, Graph, Kind, Node, Origin, Record, Ref, TensorType
 from graphgrow.module import Outputs, lower
 from graphgrow.sizes import parse, symbol
+from graphgrow.tracing import trace
 from tests.programs import outputs, resized, traced
 from tests.zoo import ZOO
 
@@ -230,8 +231,6 @@ class Shared(nn.Module):
 
 
 def test_modules_called_twice_and_lists_that_interleave():
-    from graphgrow.tracing import trace
-
     torch.manual_seed(0)
     model, x = Shared(), torch.randn(5, 6)
     program = trace(model, x)
@@ -318,3 +317,59 @@ def test_kinds_of_tensors():
     assert {name: p.requires_grad for name, p in module.named_parameters()} == {"a.w": True, "a.frozen": False}
     assert module.c.w is module.a.w
     assert module.hidden.data_ptr() == tensors["hidden"].data_ptr()
+
+
+class Pairs(nn.Module):
+    """Complex numbers of the weights' own type, which there are for some types only."""
+
+    turn: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.drop, self.second = nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)
+        self.register_buffer("turn", torch.polar(torch.ones(4), torch.arange(4.0)))
+
+    def forward(self, x):
+        pairs = torch.view_as_complex(self.drop(self.first(x)).unflatten(-1, (4, 2)))
+        pairs = pairs * self.turn + pairs.conj()
+        return self.second(torch.view_as_real(pairs).flatten(-2)), pairs
+
+
+def test_complex_numbers(caplog):
+    """In both modes, and in other precisions: 128 bits beside float64, 64 beside float32."""
+    torch.manual_seed(0)
+    model, inputs = Pairs(), {"x": torch.randn(4, 6)}
+    program = trace(model, inputs)
+    assert not [record for record in caplog.records if record.levelname != "DEBUG"]  # on types without complex numbers
+    module = program.module()
+    for training in (False, True):
+        assert_equal(outputs(module.train(training), inputs), outputs(model.train(training), inputs))
+    for precision, wide in ((torch.float64, torch.complex128), (torch.float32, torch.complex64)):
+        tensors = {
+            name: tensor.to(wide if tensor.is_complex() else precision) for name, tensor in program.tensors.items()
+        }
+        lowered = lower(program.graph, tensors, program.kinds, {}, program.dtype, precision=precision).eval()
+        found = outputs(lowered, {"x": inputs["x"].to(precision)})
+        assert [value.dtype for value in found] == [precision, wide]
+    with pytest.raises(Refusal, match="float32 only"):
+        program.to("bfloat16")
+
+
+class Widening(nn.Module):
+    """In bfloat16 its second layer gets float32, which fake tensors let pass."""
+
+    table: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("table", torch.ones(8, dtype=torch.complex64))
+
+    def forward(self, x):
+        return self.second((self.first(x) * self.table).real)
+
+
+def test_types_that_do_not_run_are_refused():
+    program = trace(Widening(), {"x": torch.randn(4, 6)})
+    with pytest.raises(Refusal, match="float32 only"):
+        program.to("bfloat16")

@@ -182,6 +182,19 @@ def test_products_without_a_common_partition():
         unify(left, right)
 
 
+def test_cutting_a_sum_takes_one_walk(monkeypatch: pytest.MonkeyPatch):
+    """As many steps for each further part."""
+
+    def steps(count: int) -> int:
+        taken: list[object] = []
+        monkeypatch.setattr(sizes, "sub", lambda a, b: taken.append(a) or sub(a, b))
+        pieces = cut(total([Axis(4) for _ in range(count)]), [2 * place for place in range(1, 2 * count)])
+        assert [piece.size for piece in pieces] == [2] * 2 * count
+        return len(taken)
+
+    assert steps(120) - steps(80) == steps(80) - steps(40)
+
+
 def test_sums_refine_to_a_common_partition():
     left, right = Axis(10), Axis(10)
     cut(left, [4])

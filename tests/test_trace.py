@@ -173,6 +173,25 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+@pytest.mark.parametrize("how", ["hook", "parametrization"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_weight_norm(how):
+    norm = nn.utils.weight_norm if how == "hook" else nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(norm(nn.Linear(3, 5)), nn.ReLU(), norm(nn.Linear(5, 2), dim=1))
+    program = trace(model, X)
+    assert not any(axis.frozen for axis in program.axes.named)
+    torch.testing.assert_close(program.module()(X), model(X))
+    assert program.to("bfloat16").module().state_dict().keys() == model.state_dict().keys()
+
+
+def test_spectral_norm_changes_state_in_training():
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 5)), nn.Linear(5, 2))
+    assert "mode='eval'" in refused(TraceError, model, X).fix
+    program = trace(model, X, mode="eval")
+    assert not any(axis.frozen for axis in program.axes.named)
+    torch.testing.assert_close(program.module()(X), model.eval()(X))
+
+
 MISTAKES = [
     (TraceError, Lazy, (X, X), "the class Lazy", "Lazy(...)"),
     (TraceError, 3, None, "a int, which is no model", "Hugging Face folder"),

@@ -253,6 +253,7 @@ UNLISTED: dict[str, Build] = {
     "two_tower": model(
         lambda: hw.TwoTower(13, 17, 24, 40, 10), both(floats("left", 13), floats("right", 17)),
     ),
+    "complex_rotary": model(lambda: hw.ComplexRotary(VOCAB, 48, 4, 80, 2, 37), tokens("tokens")),
     "wide_value": model(lambda: hw.WideValue(VOCAB, 48, 4, 10, 14, 80), tokens("tokens")),
 }  # fmt: skip
 

@@ -160,16 +160,24 @@ def _convolution(state: State, node: Node) -> Result:
 
 
 def _slid(node: Node, image: Shape, window: Shape) -> Shape:
-    """The space a window leaves as it slides: the same where it is a point, new axes elsewhere."""
+    """The space a window leaves as it slides: the same where it is a point that meets each position once."""
     result: list[Axis] = []
-    for axis, kernel, size in zip(image, window, node.shape[-len(window) :], strict=True):
+    strides, paddings = (_each(node.argument(*where), len(window)) for where in ((3, "stride", 1), (4, "padding", 0)))
+    steps = zip(strides, paddings, strict=True)
+    for axis, kernel, size, step in zip(image, window, node.shape[-len(window) :], steps, strict=True):
         freeze(kernel, f"{place(node)}: a window over space")
-        same = kernel.size == 1 and axis.size == size
+        same = kernel.size == 1 and axis.size == size and step in ((1, 0), (1, "same"), (1, "valid"))
         result.append(axis if same else (Axis(size) if size != 1 else UNIT))
         if not same:
             freeze(axis, f"{place(node)} slides a window along it")
             freeze(result[-1], f"{place(node)} slides a window along it")
     return tuple(result)
+
+
+def _each(value: Argument, count: int) -> tuple[Argument, ...]:
+    """A setting for each dimension of space: one number stands for all."""
+    given = value if isinstance(value, tuple) else (value,)
+    return given * count if len(given) == 1 else given
 
 
 @rule("pool")

@@ -306,10 +306,9 @@ def _pixel_shuffle(state: State, node: Node) -> Result:
 
 @rule("view_as_complex", "view_as_real")
 def _complex(state: State, node: Node) -> Result:
+    """The last dimension of the real tensor is real and imaginary part."""
     shape = state.shape(node.args[0])
-    if "complex" in node.op:
-        return shape[:-1]
-    pair = Axis(2)
+    whole, pair = (shape[:-1], shape[-1]) if "as_complex" in node.op else (shape, Axis(2))
     freeze(pair, f"{place(node)}: real and imaginary part")
     order(pair, f"{place(node)}: real and imaginary part")
-    return (*shape, pair)
+    return whole if "as_complex" in node.op else (*whole, pair)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from graphgrow import ops
-from graphgrow.axes.rules import Result, rule
-from graphgrow.axes.state import Lookup, State, meet, place, unified
-from graphgrow.axes.terms import UNIT, Axis, freeze, order
+from graphgrow.axes.rules import Result, rule, tensors
+from graphgrow.axes.state import Lookup, Shape, State, meet, place, unified
+from graphgrow.axes.terms import UNIT, Axis, Conflict, freeze, order
 from graphgrow.graph import Argument, Node, Ref
 
 
@@ -27,25 +27,31 @@ def _looked_up(state: State, node: Node, axis: Axis, index: Argument) -> None:
 
 @rule("index")
 def _index(state: State, node: Node) -> Result:
-    shape = state.shape(node.args[0])
-    indices = node.args[1]
+    return _picked(state, node, state.shape(node.args[0]), node.args[1])
+
+
+def _picked(state: State, node: Node, shape: Shape, indices: Argument) -> Shape:
+    """The axes of `x[indices]`: those of the index tensors, broadcast, in place of what they pick from. They come first
+    where they stand apart from each other."""
     assert isinstance(indices, tuple)
     used = [dim for dim, index in enumerate(indices) if index is not None]
     found = [state.shape(indices[dim]) for dim in used]
-    rank = max(len(index) for index in found)
-    joined: list[Axis] = []
-    for back in range(rank, 0, -1):
-        aligned = [index[-back] for index in found if len(index) >= back]
-        joined.append(unified(node, aligned))
     for dim in used:
+        if _is_mask(state, indices[dim]):
+            raise Conflict("a mask among indices")
         _looked_up(state, node, shape[dim], indices[dim])
         if _is_fixed(state, indices[dim]):
             freeze(shape[dim], f"{place(node)} picks units by fixed numbers")
             order(shape[dim], f"{place(node)} picks units by fixed numbers")
-    adjacent = used == list(range(used[0], used[-1] + 1))
-    first = used[0] if adjacent else 0
+    rank = max(len(index) for index in found)
+    joined = [unified(node, [index[-back] for index in found if len(index) >= back]) for back in range(rank, 0, -1)]
+    first = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
     rest = [axis for dim, axis in enumerate(shape) if dim not in used]
     return (*rest[:first], *joined, *rest[first:])
+
+
+def _is_mask(state: State, index: Argument) -> bool:
+    return isinstance(index, Ref) and state.graph[index.name].tensor.dtype == "bool"
 
 
 def _is_fixed(state: State, index: Argument) -> bool:
@@ -60,15 +66,14 @@ def _is_fixed(state: State, index: Argument) -> bool:
 
 @rule("index_put")
 def _index_put(state: State, node: Node) -> Result:
-    shape = state.shape(node.args[0])
-    indices = node.args[1]
-    assert isinstance(indices, tuple)
-    for dim, index in enumerate(indices):
-        if index is not None:
-            _looked_up(state, node, shape[dim], index)
-    values = state.shape(node.args[2])
-    kept = [axis for dim, axis in enumerate(shape) if dim >= len(indices) or indices[dim] is None]
-    for axis, other in zip(reversed(kept), reversed(values), strict=False):
+    """A mask goes along what is changed; otherwise the values do along what the indices pick."""
+    shape, indices = state.shape(node.args[0]), node.args[1]
+    if isinstance(indices, tuple) and len(indices) == 1 and _is_mask(state, indices[0]):
+        for axis, other in zip(shape, state.shape(indices[0]), strict=False):
+            meet(node, axis, other)
+        return shape
+    picked, values = _picked(state, node, shape, indices), state.shape(node.args[2])
+    for axis, other in zip(reversed(picked), reversed(values), strict=False):
         unified(node, [axis, other])
     return shape
 
@@ -124,12 +129,27 @@ def _searchsorted(state: State, node: Node) -> Result:
     return state.shape(node.args[chosen])
 
 
+BY_CLASS = ("aten.cross_entropy_loss", "aten.nll_loss")
+
+
 @rule("loss")
 def _loss(state: State, node: Node) -> Result:
+    """Number by number, or over classes, which the target picks or gives a probability each."""
     logits, target = state.shape(node.args[0]), state.shape(node.args[1])
-    labels = [axis for dim, axis in enumerate(logits) if dim != 1] if len(target) == len(logits) - 1 else logits
-    for axis, other in zip(labels, target, strict=False):
+    if not node.op.startswith(BY_CLASS):
+        for shape in tensors(state, node):  # targets and weights
+            for axis, other in zip(reversed(logits), reversed(shape), strict=False):
+                unified(node, [axis, other])
+        return logits if node.shape else ()
+    dim = min(1, len(logits) - 1)
+    classes, rest = logits[dim], (*logits[:dim], *logits[dim + 1 :])
+    for axis in state.shape(node.argument(2, "weight")):
+        meet(node, axis, classes)
+    for axis, other in zip(logits if len(target) == len(logits) else rest, target, strict=True):
         meet(node, axis, other)
-    if len(target) == len(logits) - 1 and len(logits) > 1 and isinstance(node.args[1], Ref):
-        state.lookups.append(Lookup(node, logits[1], node.args[1].name))
-    return tuple(target) if node.shape else ()
+    if len(target) < len(logits):
+        _looked_up(state, node, classes, node.args[1])
+        ignored = node.argument(4, "ignore_index", -100)
+        if isinstance(ignored, int) and ignored >= 0:
+            order(classes, f"{place(node)} leaves out the class of number {ignored}")
+    return rest if node.shape else ()

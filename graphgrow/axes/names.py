@@ -21,8 +21,6 @@ from graphgrow.sizes import Dim
 if TYPE_CHECKING:
     from graphgrow.axes.infer import Axes
 
-LAYOUT = {"reshape", "permute", "unsqueeze", "expand", "slice", "select", "split", "getitem", "cat", "unbind", "stack"}
-
 
 @dataclass(frozen=True)
 class Site:
@@ -75,7 +73,7 @@ def name_atoms(axes: Axes) -> tuple[Named, ...]:
             for atom in (atom for atom in term.atoms if isinstance(atom.size, int)):
                 places.setdefault(atom, []).append((parameter, dim))
     logits = {atom.size for atom, facts in seen.items() if facts.roles["vocab"]}
-    roles = {atom: _role(axes, atom, seen[atom], logits) for atom in places}
+    roles = {atom: _role(atom, seen[atom], logits) for atom in places}
     names = _names(roles, places, seen)
     return tuple(
         Named(
@@ -147,9 +145,11 @@ def _contractions(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict
                     seen[atom].roles[role] += 1
         kind = ops.kind(contraction.node.op)
         inside = [atom for atom in _atoms(summed) if atom not in axes.frozen]
-        if kind == "convolution" and inside:
-            for atom in _atoms(shared):
+        if kind == "convolution":
+            for atom in _atoms(shared if inside else ()):
                 seen[atom].roles["groups"] += 1
+            for atom in _atoms(axes.terms[contraction.operands[1]][2:]):
+                seen[atom].roles["kernel"] += 1
         for index, parameter in mine:
             for atom in _atoms(free[index] if index < len(free) else ()):
                 seen[atom].emitted[parameter] = kind
@@ -170,20 +170,32 @@ def _norm_groups(axes: Axes, seen: dict[Atom, _Facts]) -> None:
 
 
 def _lookups(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict[Atom, _Facts]) -> None:
-    counted = _from_order(axes.graph)
+    counted, factors = _from_order(axes.graph), _factors(axes, weights)
     for lookup, term in axes.lookups:
         first = next(iter(lookup.node.operands()))
         if first not in weights:
             continue
         parameter = weights[first][0]
         role = "positions" if counted[lookup.index] != {"input"} else "vocab"
-        if len(axes.graph[first].shape) > 2:
+        if lookup.node.name in factors:
             role = "experts"
         for atom in term.atoms:
             seen[atom].roles[role] += 1
         if ops.kind(lookup.node.op) == "embedding":
             for atom in _atoms(axes.terms[first][1:]):
                 seen[atom].emitted[parameter] = "embedding"
+
+
+def _factors(axes: Axes, weights: Mapping[str, tuple[str, ...]]) -> set[str]:
+    """The weights that are multiplied and summed over, and what they are computed from."""
+    found: set[str] = set()
+    waiting = [name for contraction, *_ in axes.contractions for name in contraction.operands]
+    while waiting:
+        name = waiting.pop()
+        if name in weights and name not in found:
+            found.add(name)
+            waiting += axes.graph[name].operands()
+    return found
 
 
 def _from_order(graph: Graph) -> Mapping[str, set[str]]:
@@ -234,10 +246,8 @@ def _residual(facts: _Facts) -> bool:
     return facts.joined and len(facts.emitted) > 1 and len(facts.contracted) > 1
 
 
-def _role(axes: Axes, atom: Atom, facts: _Facts, vocabularies: set[Dim]) -> str:
-    if any("window over space" in reason for reason in axes.frozen.get(atom, ())):
-        return "kernel"
-    for role in ("vocab", "experts", "positions"):
+def _role(atom: Atom, facts: _Facts, vocabularies: set[Dim]) -> str:
+    for role in ("kernel", "vocab", "experts", "positions"):
         if facts.roles[role]:
             return role
     if facts.emitted or facts.contracted or facts.aligned:

@@ -262,23 +262,23 @@ def _cut_product(root: Axis, positions: Sequence[Dim]) -> list[Axis]:
 
 
 def _cut_sum(root: Axis, positions: Sequence[Dim]) -> list[Axis]:
-    waiting = list(positions)
+    waiting = list(positions)[::-1]
     pieces: list[list[Axis]] = [[]]
     start: Dim = 0
     for part in summands(root):
         end = sizes.add(start, part.size)
-        inside = [position for position in waiting if _within(start, position, end)]
-        for index, piece in enumerate(cut(part, [sizes.sub(position, start) for position in inside])):
-            if index:
-                pieces.append([])
-            pieces[-1].append(piece)
-        waiting = [position for position in waiting if position not in inside]
-        if waiting and waiting[0] == end:
-            waiting.pop(0)
+        inside: list[Dim] = []
+        while waiting and _within(start, waiting[-1], end):
+            inside.append(sizes.sub(waiting.pop(), start))
+        first, *others = cut(part, inside)
+        pieces[-1].append(first)
+        pieces += [[piece] for piece in others]
+        if waiting and waiting[-1] == end:
+            waiting.pop()
             pieces.append([])
         start = end
     if waiting:
-        raise Conflict(f"a cut at {waiting[0]} whose place is not known")
+        raise Conflict(f"a cut at {waiting[-1]} whose place is not known")
     return [total(piece) for piece in pieces]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from graphgrow import sizes
 from graphgrow.axes.names import Named
 
 FOLDED_ROLE = "kernel"  # windows over space: many, and never resized
@@ -88,9 +89,9 @@ def split_kernels(groups: Sequence[Group]) -> tuple[list[Group], str]:
     kernels = [axis for group in groups for axis in group.axes if axis.role == FOLDED_ROLE]
     if not kernels:
         return kept, ""
-    sizes = sorted({int(str(axis.size)) for axis in kernels})
+    found = sorted({sizes.number(axis.size) for axis in kernels})
     several = "es" if len(kernels) > 1 else "is"
-    listed = ", ".join(str(size) for size in sizes)
+    listed = ", ".join(map(str, found))
     return kept, f"and {len(kernels)} kernel ax{several} (size {listed}): windows over space, which are not resized"
 
 

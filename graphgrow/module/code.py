@@ -100,12 +100,12 @@ class Code:
         """Whether a floating result comes from operands that are none: it would have torch's default type."""
         if self.lowering.precision is None or not isinstance(node.type, TensorType):
             return False
-        types = [self.lowering.graph[name].type for name in node.operands()]
+        operands = [self.lowering.graph[name].type for name in node.operands()]
         given = any(isinstance(value, Dtype) for value in (*node.args, *dict(node.kwargs).values()))
-        operands = [kind for kind in types if isinstance(kind, TensorType)]
-        floating = [self.lowering.dtype(kind.dtype).is_floating_point for kind in operands]
+        types = [self.lowering.dtype(kind.dtype) for kind in operands if isinstance(kind, TensorType)]
+        floating = [dtype.is_floating_point or dtype.is_complex for dtype in types]
         result = self.lowering.dtype(node.type.dtype).is_floating_point
-        return result and bool(operands) and not any(floating) and not given
+        return result and bool(types) and not any(floating) and not given
 
     def _widened(self, node: Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         """The operator computed in the precision asked for: on converted operands, or else converted after."""

@@ -31,7 +31,9 @@ class Lowering:
         found = self.weights if name == WEIGHTS else cast(torch.dtype, getattr(torch, name))
         if self.precision is None:
             return found
-        return torch.complex128 if found.is_complex else self.precision if found.is_floating_point else found
+        if found.is_complex:
+            return self.precision.to_complex()
+        return self.precision if found.is_floating_point else found
 
     @cached_property
     def place(self) -> str | None:

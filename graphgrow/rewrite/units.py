@@ -38,6 +38,8 @@ class Resizing:
 
     def source(self, term: Term) -> Positions:
         """For every new position of the term its old one, or -1."""
+        if not self.touches([term]):
+            return np.arange(number(term))
         if isinstance(term, Atom):
             old = number(term)
             new = self.sizes.get(term, old)
@@ -58,6 +60,8 @@ class Resizing:
     def copied(self, term: Term) -> Positions:
         """For every new position of a term the old position that a copy takes its values from: unit j mod n, or the
         unit in `picked`."""
+        if not any(atom in self.sizes for atom in term.atoms):
+            return np.arange(number(term))
         if isinstance(term, Atom):
             old = number(term)
             return self.picked.get(term, np.arange(self.sizes.get(term, old)) % old)

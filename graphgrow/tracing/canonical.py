@@ -38,6 +38,7 @@ ALIASES = {
     "concat": "cat", "concatenate": "cat", "special_expit": "sigmoid", "special_erf": "erf", "fix": "trunc",
     "arctan": "atan", "arcsin": "asin", "arccos": "acos", "special_log1p": "log1p", "special_expm1": "expm1",
     "special_softmax": "softmax", "special_log_softmax": "log_softmax",
+    "_conj": "conj",
 }  # fmt: skip
 
 
@@ -65,19 +66,15 @@ def _in_place(op: str) -> bool:
 
 
 def _functional(draft: Draft, node: Node) -> Argument:
-    """`x.add_(y)` becomes `add(x, y)`; whatever reads `x` later reads the result. A counter buffer stays in place."""
+    """`x.add_(y)` as `add(x, y)`, in the type of `x`. A counter buffer stays in place."""
     target = node.args[0]
-    if not isinstance(target, Ref):
-        raise TraceError(found=f"{node.op} on no tensor", where=node.source)
-    if draft.by_name[target.name].op == "parameter":
+    if isinstance(target, Ref) and draft.by_name[target.name].op == "parameter":
         return _counter(draft, node)
-    base, _, overload = node.op.removeprefix("aten.").partition(".")
     before = draft.tensor(target)
+    base, _, overload = node.op.removeprefix("aten.").partition(".")
     result = canonical(draft, replace(node, op=f"aten.{base[:-1]}.{overload}"))
-    if isinstance(result, Ref):
-        if draft.tensor(result).dtype != before.dtype:
-            result = draft.add("aten.to.dtype", (result, Dtype(before.dtype)), before, node)
-        draft.overwrite(target, result, node.source)
+    if isinstance(result, Ref) and draft.tensor(result).dtype != before.dtype:
+        result = draft.add("aten.to.dtype", (result, Dtype(before.dtype)), before, node)
     return result
 
 
@@ -107,7 +104,8 @@ def _dims(value: Argument, rank: int) -> tuple[int, ...]:
     "lift_fresh_copy.default",
     "alias.default",
     "lift.default",
-    "view_as_real_copy.default",
+    "resolve_conj.default",
+    "resolve_neg.default",
 )
 def _identity(draft: Draft, node: Node) -> Argument:
     if node.op == "aten.clone.default" and isinstance(node.args[0], Ref):
@@ -147,18 +145,19 @@ def _cast(draft: Draft, node: Node) -> Argument:
 def _reshape(draft: Draft, node: Node) -> Argument:
     if draft.tensor(node.args[0]).shape == node.shape:
         return node.args[0]
-    return draft.view(_named(draft, node, "reshape.default", node.args[0], node.shape))
+    return draft.append(_named(draft, node, "reshape.default", node.args[0], node.shape))
 
 
 @rule("expand.default", "expand_as.default", "broadcast_to.default")
 def _expand(draft: Draft, node: Node) -> Argument:
     if draft.tensor(node.args[0]).shape == node.shape:
         return node.args[0]
-    return draft.view(_named(draft, node, "expand.default", node.args[0], node.shape))
+    return draft.append(_named(draft, node, "expand.default", node.args[0], node.shape))
 
 
 @rule(
     "transpose.int",
+    "transpose.default",
     "t.default",
     "permute.default",
     "mT.default",
@@ -186,7 +185,7 @@ def _permute(draft: Draft, node: Node) -> Argument:
         order[first], order[second] = order[second], order[first]
     if order == sorted(order):
         return node.args[0]
-    return draft.view(_named(draft, node, "permute.default", node.args[0], tuple(order)))
+    return draft.append(_named(draft, node, "permute.default", node.args[0], tuple(order)))
 
 
 @rule("slice.Tensor", "narrow.default")
@@ -205,7 +204,7 @@ def _slice(draft: Draft, node: Node) -> Argument:
     end = sizes.add(start, sizes.mul(length, step))
     if step > 1:
         end = sizes.add(end, 1 - step)
-    return draft.view(_named(draft, node, "slice.Tensor", node.args[0], dim, start, end, step))
+    return draft.append(_named(draft, node, "slice.Tensor", node.args[0], dim, start, end, step))
 
 
 @rule("select.int")
@@ -215,7 +214,7 @@ def _select(draft: Draft, node: Node) -> Argument:
     index = node.argument(2, "index", 0)
     if isinstance(index, int) and index < 0:
         index = sizes.add(shape[dim], index)
-    return draft.view(_named(draft, node, "select.int", node.args[0], dim, index))
+    return draft.append(_named(draft, node, "select.int", node.args[0], dim, index))
 
 
 @rule("index.Tensor")
@@ -233,13 +232,13 @@ def _index(draft: Draft, node: Node) -> Argument:
     start = units[0] % size
     if [unit % size for unit in units] != list(range(start, start + len(units))):
         return _keep(draft, node)
-    return draft.view(_named(draft, node, "slice.Tensor", node.args[0], dim, start, start + len(units), 1))
+    return draft.append(_named(draft, node, "slice.Tensor", node.args[0], dim, start, start + len(units), 1))
 
 
 @rule("unsqueeze.default")
 def _unsqueeze(draft: Draft, node: Node) -> Argument:
     (dim,) = _dims(node.args[1], len(node.shape))
-    return draft.view(_named(draft, node, "unsqueeze.default", node.args[0], dim))
+    return draft.append(_named(draft, node, "unsqueeze.default", node.args[0], dim))
 
 
 @rule(
@@ -265,50 +264,54 @@ def _split(draft: Draft, node: Node) -> Argument:
 
 @rule("detach.default", "detach_.default")
 def _detach(draft: Draft, node: Node) -> Argument:
-    return draft.view(_named(draft, node, "detach.default", node.args[0]))
+    return draft.append(_named(draft, node, "detach.default", node.args[0]))
 
 
 @rule("scaled_dot_product_attention.default")
 def _attention(draft: Draft, node: Node) -> Argument:
     query, key, value = node.args[:3]
-    given = node.argument(6, "scale")
-    width = draft.tensor(query).shape[-1]
-    if given is None and not isinstance(width, int):
-        raise TraceError(found="attention over keys of a dynamic size", where=node.source)
-    scale = given if given is not None else 1 / sqrt(int(str(width)))
+    scale = node.argument(6, "scale")
+    if scale is None:
+        width = draft.tensor(query).shape[-1]
+        if not isinstance(width, int):
+            raise TraceError(found="attention over keys of a dynamic size", where=node.source)
+        scale = 1 / sqrt(width)
     dropout = node.argument(4, "dropout_p", 0.0)
     args = (query, key, value, node.argument(3, "attn_mask"), dropout, node.argument(5, "is_causal", False))
     kwargs = (("scale", scale), ("enable_gqa", bool(node.argument(7, "enable_gqa", False))))
     return draft.append(replace(node, name=draft.fresh(node.name), args=args, kwargs=kwargs))
 
 
+@rule("_weight_norm.default")
+def _weight_norm(draft: Draft, node: Node) -> Argument:
+    """direction * (gain / its norm over all dimensions but one, or over all where that is -1)."""
+    direction, gain = node.args[:2]
+    before, kept = draft.tensor(direction), node.argument(2, "dim", 0)
+    over = tuple(dim for dim in range(len(before.shape)) if dim != kept)
+    shape = tuple(1 if dim in over else size for dim, size in enumerate(before.shape)) if kept != -1 else ()
+    one = TensorType(shape, before.dtype)
+    norm = draft.add("aten.linalg_vector_norm.default", (direction, 2.0, over, kept != -1), one, node)
+    factor = draft.add("aten.div.Tensor", (gain, norm), one, node)
+    return draft.append(_named(draft, node, "mul.Tensor", direction, factor))
+
+
+@rule("bernoulli.float")
+def _drawn(draft: Draft, node: Node) -> Argument:
+    """`x.bernoulli_(p)`, whose plain form has another name."""
+    return draft.append(_named(draft, node, "bernoulli.p", *node.args[:2]))
+
+
 @rule("fill_.Scalar", "zero_.default", "fill_.Tensor", "copy_.default")
 def _assign(draft: Draft, node: Node) -> Argument:
     """`x[...] = value`: the value spread over the target's shape takes its place."""
     target = node.args[0]
-    if not isinstance(target, Ref):
-        raise TraceError(found=f"{node.op} on no tensor", where=node.source)
     value = node.args[1] if len(node.args) > 1 else 0
     before = draft.tensor(target)
-    if isinstance(value, Ref):
-        result: Argument = value
-        if draft.tensor(value).dtype != before.dtype:
-            result = draft.add(
-                "aten.to.dtype", (value, Dtype(before.dtype)), TensorType(draft.tensor(value).shape, before.dtype), node
-            )
-        if draft.tensor(value).shape != before.shape:
-            result = draft.add("aten.expand.default", (result, before.shape), before, node)
-    else:
-        result = draft.append(
-            replace(
-                node,
-                name=draft.fresh(node.name),
-                op="aten.full_like.default",
-                args=(target, value),
-                kwargs=(),
-                type=before,
-            )
-        )
-    assert isinstance(result, Ref)
-    draft.overwrite(target, result, node.source)
-    return result
+    if not isinstance(value, Ref):
+        return draft.append(_named(draft, node, "full_like.default", target, value))
+    given = draft.tensor(value)
+    if given.dtype != before.dtype:
+        value = draft.add("aten.to.dtype", (value, Dtype(before.dtype)), replace(given, dtype=before.dtype), node)
+    if given.shape != before.shape:
+        value = draft.add("aten.expand.default", (value, before.shape), before, node)
+    return value

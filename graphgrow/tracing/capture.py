@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim, ExportedProgram, export
 
+from graphgrow import ops
 from graphgrow.errors import TraceError
 
 Inputs = Mapping[str, Tensor]
@@ -98,15 +99,32 @@ def _twin(
 ) -> ExportedProgram | None:
     """The capture in evaluation mode, with the type of the weights changed; None for a model that runs in one only."""
     mode = _fake_mode(model)
-    other = _fake_copy(model, mode, change)
     fake_inputs = {name: _fake(value, mode, change) for name, value in inputs.items()}
     try:
-        return _export(other, fake_inputs, shapes, training=False)
+        other = _fake_copy(model, mode, change)
+        twin = _export(other, fake_inputs, shapes, training=False)
+        return twin if change is None or not _mixes(twin) else None
     except Exception as error:
         if change is None:
             raise _explained(model, error) from error
         logging.getLogger("graphgrow").info("no second capture", exc_info=True)
         return None
+
+
+def _mixes(exported: ExportedProgram) -> bool:
+    """Whether factors of different types meet in a sum of products: fake tensors let it pass, real ones don't."""
+    graphs = [part.graph for part in exported.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+    return any(
+        len({_dtype(argument) for argument in node.args[:3]} - {None}) > 1
+        for graph in graphs
+        for node in graph.nodes
+        if ops.kind(str(node.target)) in ("contraction", "convolution", "attention")
+    )
+
+
+def _dtype(argument: Any) -> torch.dtype | None:
+    value = argument.meta.get("val") if isinstance(argument, torch.fx.Node) else None
+    return value.dtype if isinstance(value, Tensor) else None
 
 
 def _at_least_two(value: Tensor) -> Tensor:
@@ -132,7 +150,8 @@ def _fake(tensor: Tensor, mode: FakeTensorMode, change: tuple[torch.dtype, torch
 
 def _fake_copy(model: nn.Module, mode: FakeTensorMode, change: tuple[torch.dtype, torch.dtype] | None) -> nn.Module:
     """A copy of the module tree over fake tensors; no weights are copied, ties are kept."""
-    memo: dict[int, Any] = {}
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    memo: dict[int, Any] = {id(tensor): tensor.detach() for tensor in held}
     for tensor in (*model.parameters(), *model.buffers()):
         fake = _fake(tensor, mode, change)
         memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
@@ -174,15 +193,19 @@ def _export(model: nn.Module, inputs: Inputs, shapes: Any, training: bool) -> Ex
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """No warnings and errors from torch's loggers: what fails is raised, and told once. Those that somebody wants to
+    tell more (TORCH_LOGS) are left alone."""
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch"]
+    levels = {logger: logger.level for logger in loggers if logger.level >= logging.WARNING}
     try:
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL + 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 _ADVICE = {

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental.symbolic_shapes import is_symbolic
 from torch.utils import _pytree as pytree
 
@@ -41,6 +41,7 @@ from graphgrow.graph import (
 from graphgrow.sizes import Dim, Size
 from graphgrow.tracing.canonical import canonical
 from graphgrow.tracing.draft import Draft, clean_input
+from graphgrow.tracing.memory import Memory, written
 
 DROPPED = {
     "aten._assert_tensor_metadata.default",
@@ -63,8 +64,13 @@ class Converted:
 
 def convert(exported: ExportedProgram) -> Converted:
     """Read an exported program. Raises TraceError for what has no place in a graph."""
+    if any(spec.kind is not OutputKind.USER_OUTPUT for spec in exported.graph_signature.output_specs):
+        raise TraceError(
+            found="an exported program that returns buffers or inputs which it changes",
+            fix="give it as torch.export.export() makes it, before run_decompositions()",
+        )
     draft = Draft()
-    value: dict[fx.Node, Argument] = {}
+    memory = Memory.of(draft, exported.graph_module)
     tensors: dict[str, torch.Tensor] = {}
     kinds: dict[str, Kind] = {}
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
@@ -76,10 +82,10 @@ def convert(exported: ExportedProgram) -> Converted:
         spec = specs[node.name]
         if spec.kind is InputKind.USER_INPUT:
             if not isinstance(node.meta["val"], torch.Tensor):
-                value[node] = node.meta["val"] if isinstance(node.meta["val"], int | float | bool) else None
+                memory.values[node] = node.meta["val"] if isinstance(node.meta["val"], int | float | bool) else None
                 continue
             name = draft.free(names[node])
-            value[node] = draft.append(Node(name, "input", (), (), _type(draft, node.meta["val"])))
+            memory.start(node, draft.append(Node(name, "input", (), (), _type(draft, node.meta["val"]))))
     for node in placeholders:
         spec = specs[node.name]
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
@@ -92,15 +98,15 @@ def convert(exported: ExportedProgram) -> Converted:
             if node.users:
                 type_ = _type(draft, node.meta["val"])
                 scope = target.rpartition(".")[0] if role != "constant" else ""
-                value[node] = draft.append(Node(name, "parameter", (target,), (), type_, scope))
+                memory.start(node, draft.append(Node(name, "parameter", (target,), (), type_, scope)), held=True)
                 if role == "constant" and _is_index_list(tensor):
                     draft.constants[name] = tuple(int(item) for item in tensor)
             tensors[target] = tensor
             persistent = role == "parameter" or spec.persistent is True
             kinds[target] = Kind(role, persistent, tensor.requires_grad)  # type: ignore[arg-type]
-    _inline(draft, exported.graph_module, value)
+    _inline(memory, exported.graph_module)
     (output,) = exported.graph.find_nodes(op="output")
-    flat = [_argument(draft, item, value) if isinstance(item, fx.Node) else item for item in output.args[0]]
+    flat = [memory.read(item) if isinstance(item, fx.Node) else item for item in output.args[0]]
     spec = exported.call_spec.out_spec
     if spec is None:
         raise TraceError(found="a model without an output")
@@ -205,7 +211,7 @@ def _type(draft: Draft, value: Any) -> Type:
     return None
 
 
-def _inline(draft: Draft, graph_module: fx.GraphModule, value: dict[fx.Node, Argument]) -> None:
+def _inline(memory: Memory, graph_module: fx.GraphModule) -> None:
     """Append the nodes of one (nested) graph whose placeholders already have values."""
     for node in graph_module.graph.nodes:
         if node.op == "get_attr" and not isinstance(_attribute(graph_module, str(node.target)), torch.Tensor):
@@ -213,13 +219,11 @@ def _inline(draft: Draft, graph_module: fx.GraphModule, value: dict[fx.Node, Arg
         if node.op != "call_function" or str(node.target) in DROPPED:
             continue
         if isinstance(node.target, torch._ops.HigherOrderOperator):
-            value[node] = _higher_order(draft, graph_module, node, value)
-        elif node.target is operator.getitem and isinstance(items := value.get(node.args[0]), tuple):
-            value[node] = items[node.args[1]]
+            _higher_order(memory, graph_module, node)
         elif isinstance(node.meta.get("val"), int | torch.SymInt) and not isinstance(node.meta["val"], bool):
-            value[node] = size_of(draft, node.meta["val"])
-        else:
-            value[node] = _call(draft, node, value)
+            memory.values[node] = size_of(memory.draft, node.meta["val"])
+        elif node not in memory.values:  # what a nested graph gave back already has its value
+            _call(memory, node)
 
 
 def _attribute(module: torch.nn.Module, path: str) -> Any:
@@ -228,10 +232,8 @@ def _attribute(module: torch.nn.Module, path: str) -> Any:
     return module
 
 
-def _higher_order(
-    draft: Draft, graph_module: fx.GraphModule, node: fx.Node, value: dict[fx.Node, Argument]
-) -> Argument:
-    """Inline `wrap_with_set_grad_enabled` and `wrap_with_autocast`: the values of the nested graph's outputs."""
+def _higher_order(memory: Memory, graph_module: fx.GraphModule, node: fx.Node) -> None:
+    """Inline `wrap_with_set_grad_enabled` and `wrap_with_autocast`, and give their results to those who take them."""
     name = str(node.target)
     places = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
     if name not in places:
@@ -239,19 +241,25 @@ def _higher_order(
     place = places[name]
     nested: Any = node.args[place]
     inner = _attribute(graph_module, str(nested.target))
-    bound = dict(value)
     for placeholder, argument in zip(inner.graph.find_nodes(op="placeholder"), node.args[place + 1 :], strict=True):
-        bound[placeholder] = _argument(draft, argument, value)
-    first = len(draft.by_name)
-    _inline(draft, inner, bound)
+        if isinstance(argument, fx.Node):
+            memory.follow(placeholder, argument)
+        else:
+            memory.values[placeholder] = _argument(memory, argument)
+    first, before = len(memory.draft.by_name), {place: memory.version[place] for place in memory.places.values()}
+    _inline(memory, inner)
     (output,) = inner.graph.find_nodes(op="output")
-    found = output.args[0]
-    results = tuple(draft.latest(bound[item]) if isinstance(item, fx.Node) else None for item in found)
     if name == "wrap_with_autocast" and node.args[2] is False:
-        _protect(draft, first)
-    if name == "wrap_with_set_grad_enabled" and node.args[0] is False:
-        results = tuple(_detached(draft, item) for item in results)
-    return results
+        _protect(memory.draft, first)
+    without_gradient = name == "wrap_with_set_grad_enabled" and node.args[0] is False
+    if without_gradient and any(memory.version[place] != before[place] for place in before):
+        found = "a tensor that is changed in place where gradients are off"
+        raise TraceError(
+            found=found, where=_source(node), fix="change it outside of torch.no_grad(), or copy it: clone()"
+        )
+    for user in node.users:
+        result = output.args[0][user.args[1]]
+        memory.follow(user, result, _detached(memory.draft, memory.read(result)) if without_gradient else None)
 
 
 def _protect(draft: Draft, first: int) -> None:
@@ -263,24 +271,27 @@ def _protect(draft: Draft, first: int) -> None:
             draft.by_name[name] = replace(node, op="aten.mul.Tensor")
 
 
-def _detached(draft: Draft, item: Argument) -> Argument:
+def _detached(draft: Draft, item: Argument) -> Node | None:
     if not isinstance(item, Ref) or not draft.tensor(item).dtype.startswith(("float", "bfloat")):
-        return item
+        return None
     like = draft.by_name[item.name]
-    return draft.add("aten.detach.default", [item], like.type, like)
+    return draft.by_name[draft.add("aten.detach.default", [item], like.type, like).name]
 
 
-def _call(draft: Draft, node: fx.Node, value: dict[fx.Node, Argument]) -> Argument:
+def _call(memory: Memory, node: fx.Node) -> None:
     op = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else _python_name(node)
-    args = tuple(_argument(draft, argument, value) for argument in node.args)
+    args = tuple(_argument(memory, argument) for argument in node.args)
     kwargs = tuple(
-        (name, _argument(draft, argument, value))
-        for name, argument in node.kwargs.items()
-        if name not in IGNORED_ARGUMENTS
+        (name, _argument(memory, argument)) for name, argument in node.kwargs.items() if name not in IGNORED_ARGUMENTS
     )
-    type_ = _type(draft, node.meta.get("val"))
-    made = Node(node.name, op, args, kwargs, type_, _scope(node), _source(node))
-    return canonical(draft, made)
+    type_ = _type(memory.draft, node.meta.get("val"))
+    result = canonical(memory.draft, Node(node.name, op, args, kwargs, type_, _scope(node), _source(node)))
+    target = written(node)
+    if target is None or not isinstance(result, Ref) or memory.draft.by_name[result.name].op == op:  # a counter
+        memory.record(node, result)
+        return
+    memory.write(target, result, _source(node))
+    memory.follow(node, target)
 
 
 def _python_name(node: fx.Node) -> str:
@@ -289,17 +300,17 @@ def _python_name(node: fx.Node) -> str:
     return f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', node.target)}"
 
 
-def _argument(draft: Draft, argument: Any, value: Mapping[fx.Node, Argument]) -> Argument:
+def _argument(memory: Memory, argument: Any) -> Argument:
     if isinstance(argument, fx.Node):
-        if argument not in value:
+        if argument not in memory.values:
             raise TraceError(found=f"a value that is not a tensor or a size: {argument}", where=_source(argument))
-        return draft.latest(value[argument])
+        return memory.read(argument)
     if isinstance(argument, list | tuple):
-        return tuple(_argument(draft, item, value) for item in argument)
+        return tuple(_argument(memory, item) for item in argument)
     if isinstance(argument, torch.dtype):
         return Dtype(_DTYPES[argument])
     if isinstance(argument, torch.SymInt):
-        return size_of(draft, argument)
+        return size_of(memory.draft, argument)
     if isinstance(argument, torch.device | torch.layout | torch.memory_format):
         return None
     if argument is None or isinstance(argument, bool | int | float | str):

@@ -209,7 +209,7 @@ class Runner:
         with torch.set_grad_enabled(bool(watched)):
             tables = {name: self._table(name, leaf) for name, leaf in leaves.items()}
             result = torch.func.functional_call(self.module, tables, kwargs=given)
-            outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+            outputs = [_real(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         found: dict[str, Tensor] = {}
         if watched:
             grads = torch.autograd.grad(combined(outputs), list(watched.values()), allow_unused=True)
@@ -270,7 +270,14 @@ def _tables(program: Program) -> Iterator[str]:
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    if value.is_complex():
+        return value.to(dtype.to_complex())
     return value.to(dtype) if value.is_floating_point() else value.clone()
+
+
+def _real(value: Tensor) -> Tensor:
+    """Complex numbers as pairs."""
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
 
 
 def deviation(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
