@@ -1,0 +1,144 @@
+"""Growth passes on every model: what `docs/growth.md` says is what they do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from graphgrow.certificate import Certificate
+from graphgrow.errors import Refusal
+from graphgrow.pipeline import Pass, Pipeline, parse_pass
+from graphgrow.program import Program
+from passes import AddHeads, WidenHidden, WidenKeys
+from tests import growth
+from tests.programs import traced
+from tests.zoo import ZOO
+
+torch.set_num_threads(1)
+
+KNOWN = {line.split(" | ")[0].strip("| *"): line for line in growth.TABLE.read_text().splitlines() if line[:1] == "|"}
+
+
+@pytest.mark.parametrize("model", ZOO)
+def test_growth_of_a_model(model: str) -> None:
+    """Each pass with its defaults: proved and tested, or refused for the reason that the table gives."""
+    assert growth.row(model) == KNOWN.get(model), "run python -m tests.growth"
+
+
+def certified(grown: Program) -> Certificate:
+    assert grown.certificate and grown.certificate.evidence == "proved and tested"
+    return grown.certificate
+
+
+def fills(found: Certificate) -> set[tuple[str, str, int]]:
+    """What the proof needs: parameter, fact, dimension."""
+    assert found.proof
+    return {(row.parameter.rpartition("layers.0.")[2], row.text, row.dim) for row in found.proof.constraints}
+
+
+def test_hidden_under_rms_norm() -> None:
+    """Theorem 3.5: zero columns in the table, zero rows in what writes the stream, gains by sqrt(n/m), eps by n/m;
+    nothing else, and new gains are free."""
+    found = certified(WidenHidden(factor=1.5)(traced("llama")))
+    needed = {row for row in fills(found) if not row[0].startswith("model.layers.1")}
+    root = f"{(2 / 3) ** 0.5:.6g} times the same"
+    assert needed == {
+        ("model.embed_tokens.weight", "zero", 1),
+        ("self_attn.o_proj.weight", "zero", 0),
+        ("mlp.down_proj.weight", "zero", 0),
+        ("input_layernorm.weight", root, -1),
+        ("post_attention_layernorm.weight", root, -1),
+        ("model.norm.weight", root, -1),
+    }
+    assert found.proof and {round(row.new / row.old, 9) for row in found.proof.numbers} == {round(2 / 3, 9)}
+    assert len(found.proof.numbers) == 5  # two norms in each of two layers, and the last
+
+
+def test_hidden_under_layer_norm() -> None:
+    """The mean rule, at a size that is no multiple: means in what is written, zero in new biases of norms."""
+    found = certified(WidenHidden(to=55)(traced("gpt2")))
+    by_text = {text: {name.rpartition("h.0.")[2] for name, t, _ in fills(found) if t == text and "h.1." not in name}
+               for text in ("the mean", "zero")}  # fmt: skip
+    assert by_text["the mean"] == {
+        "transformer.wte.weight", "transformer.wpe.weight", "attn.c_proj.weight", "attn.c_proj.bias",
+        "mlp.c_proj.weight", "mlp.c_proj.bias",
+    }  # fmt: skip
+    assert by_text["zero"] == {"ln_1.bias", "ln_2.bias", "transformer.ln_f.bias"}
+
+
+def test_hidden_under_norms_after_the_addition() -> None:
+    """BERT: only complete copies; half as much again is refused with the norm's place."""
+    found = certified(WidenHidden()(traced("bert")))
+    assert {text for _, text, _ in fills(found)} >= {"the same", "0.5 times the same"}
+    with pytest.raises(Refusal, match=r"layer_norm \(modeling_bert"):
+        WidenHidden(factor=1.5)(traced("bert"))
+
+
+def test_keys_under_rotary_positions() -> None:
+    """Old pairs keep their frequencies, new ones are free; new keys are zero, queries free."""
+    old = traced("llama")
+    new = WidenKeys(factor=2)(old)
+    certified(new)
+    name = next(name for name, terms in old.axes.parameters.items() if "inv_freq" in name and len(terms) == 1)
+    assert torch.equal(new.tensors[name][: old.tensors[name].numel()], old.tensors[name])
+    assert {name.rpartition(".")[0] for name, _, _ in fills(new.certificate or certified(new))} <= {
+        "self_attn.k_proj", "model.layers.1.self_attn.k_proj"
+    }  # fmt: skip
+
+
+def test_the_scale_of_attention_follows_where_asked() -> None:
+    """GPT-2's fused weight: only the keys' part is multiplied."""
+    old = traced("gpt2")
+    new = WidenKeys(axis="key@transformer.h.0.attn.c_attn", factor=2, scale="weights")(old)
+    found = certified(new)
+    assert found.proof and [round(row.new / row.old, 9) for row in found.proof.numbers] == [round(2**-0.5, 9)]
+    before, after = (program.tensors["transformer.h.0.attn.c_attn.weight"] for program in (old, new))
+    torch.testing.assert_close(after[:, 96 + 0 : 96 + 12], before[:, 48 : 48 + 12] * 2**0.5)  # keys of head 0
+    assert torch.equal(after[:, :12], before[:, :12]) and torch.equal(after[:, 192:240], before[:, 96:144])
+
+
+def test_query_and_key_norms_need_copies() -> None:
+    """New zeros in both would never get a gradient; copies at a multiple do."""
+    with pytest.raises(Refusal, match="dead growth"):
+        WidenKeys()(traced("qwen3"))
+    certified(WidenKeys(by="copies")(traced("qwen3")))
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama", "gpt_neox", "gemma2", "vit", "stablelm"])
+def test_all_axes_one_after_the_other(model: str) -> None:
+    """A pipeline of all of them, in two orders: each step proved and tested, and the last program still the first."""
+    old = traced(model)
+    specs = [
+        "widen:factor=1.5",
+        "widen-hidden:factor=1.5",
+        "add-heads",
+        "widen-values:factor=1.5",
+        "widen-keys:factor=2",
+    ]
+    for order in (specs, specs[::-1]):
+        new = Pipeline.parse(order)(old)
+        assert [one.evidence for one in new.journal] == ["proved and tested"] * len(specs)
+        inputs = old.example(seed=3)
+        with torch.no_grad():
+            expected, found = (program.module().eval()(**inputs) for program in (old, new))
+        for key in expected:
+            if isinstance(expected[key], torch.Tensor):
+                torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["add-heads:to=5", "add-heads:factor=1.5", "widen-hidden:to=49"])
+def test_odd_sizes(spec: str) -> None:
+    one: Pass = parse_pass(spec)
+    certified(one(traced("nanogpt")))
+
+
+def test_there_are_no_groups() -> None:
+    with pytest.raises(Refusal, match="no axis of the role kv_heads"):
+        parse_pass("add-kv-heads")(traced("gpt2"))
+
+
+def test_heads_stay_what_they_were() -> None:
+    """New heads with values of any size change nothing: the head's rows of the output projection are zero."""
+    old = traced("gpt2")
+    found = certified(AddHeads(factor=1.5, init="copy")(old))
+    assert {text for _, text, _ in fills(found)} == {"zero"}
