@@ -18,6 +18,7 @@ from graphgrow.prove.facts import (
     ANY,
     CONSTANT,
     SAME,
+    UNDEFINED,
     ZERO,
     Cells,
     each,
@@ -38,9 +39,16 @@ ROWS: dict[str, Row] = {}
 
 
 def row(*kinds: str) -> Callable[[Row], Row]:
+    """Register the row of these kinds. Where a number is multiplied that the row does not look at, nothing is known."""
+
     def register(function: Row) -> Row:
-        ROWS.update(dict.fromkeys(kinds, function))
-        return function
+        def careful(context: Context, node: Node) -> Value:
+            context.read.clear()
+            result = function(context, node)
+            return unknown(context, node, UNDEFINED) if context.overlooked(node) else result
+
+        ROWS.update(dict.fromkeys(kinds, careful))
+        return careful
 
     return register
 
@@ -53,6 +61,7 @@ class Context:
     def __init__(self, axes: Axes, layout: Layout, values: dict[str, Value]) -> None:
         self.axes, self.layout, self.values = axes, layout, values
         self.numbers: dict[Number, float] = {}
+        self.read: set[Number] = set()  # what the row at work has looked at
         self.proposing = False
         self._starts = {literal.node: terms for literal, terms in axes.literals if literal.path == ("args", 2)}
 
@@ -70,6 +79,7 @@ class Context:
 
     def factor(self, node: Node, *path: int | str) -> float:
         """By how much a number in the arguments is multiplied."""
+        self.read.add((node.name, path))
         return self.numbers.get((node.name, path), 1.0)
 
     def needs(self, node: Node, factor: float, *path: int | str) -> bool:
@@ -77,7 +87,11 @@ class Context:
         place = (node.name, path)
         if self.proposing and abs(factor - 1) > 1e-12:
             self.numbers.setdefault(place, factor)
-        return abs(self.numbers.get(place, 1.0) - factor) <= 1e-12 * factor
+        return abs(self.factor(node, *path) - factor) <= 1e-12 * factor
+
+    def overlooked(self, node: Node) -> bool:
+        """Whether a number in the arguments is multiplied that no row has looked at."""
+        return any(place[0] == node.name and place not in self.read for place in self.numbers)
 
     def terms(self, argument: Argument) -> tuple[Term, ...]:
         return self.axes.terms.get(argument.name, ()) if isinstance(argument, Ref) else ()

@@ -285,7 +285,7 @@ def _batch_norm(context: Context, node: Node) -> Value:
     result = functional(*given)
     if weight is not None and bias is not None and mean is not None:
         zero = ((weight == ZERO) | ((image == ZERO) & (mean == ZERO))) & (bias == ZERO)
-        result = np.where(zero & ~old, ZERO, result)
+        result = np.where(zero & ~old & (result != UNDEFINED), ZERO, result)
     if variance is not None:
         bad = (variance < SAME) & ~np.isin(variance, (POSITIVE, NONNEGATIVE, ZERO))
         result = np.where(bad, UNDEFINED, result)
