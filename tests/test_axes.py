@@ -1,4 +1,4 @@
-"""Axis inference: the terms that must come out, names by what axes do, and the permutation oracle."""
+"""Axis inference: the terms that must come out, names by what axes do; and that units can change places."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from graphgrow.axes import Atom, Product, Sum, Term
 from graphgrow.program import Program
-from tests.permutation import permuted, permutes, run
+from tests.permutation import deviation, permutable
 from tests.programs import traced
 from tests.zoo import ZOO
 
@@ -84,8 +84,6 @@ NAMES = {
     "mixtral": {"experts@model.layers.0.mlp", "mlp@model.layers.0.mlp.experts"},
     "t5": {"vocab", "mlp@encoder.block.0.layer.1.DenseReluDense"},
     "group_norm": {"groups@conv_1", "channels@conv_1"},
-    "gptj": {"positions@transformer.h.0.attn"},
-    "unet": {"kernel@rise_2#1"},
 }
 
 
@@ -115,18 +113,18 @@ def test_no_width_is_frozen_without_a_true_reason(model: str) -> None:
 
 @pytest.mark.parametrize("model", ZOO)
 def test_permutation(model: str) -> None:
-    assert permutes(traced(model))
+    program = traced(model)
+    assert permutable(program)
+    for axis in permutable(program):
+        # float64 sums in another order: some ulps of the largest value
+        assert deviation(program, axis) < 1e-11, axis.name
 
 
 def test_permutation_notices_a_site_left_out() -> None:
     """The oracle itself can fail: with one site not permuted the outputs differ."""
     program = traced("gpt2")
     axis = next(axis for axis in program.axes.named if axis.role == "mlp")
-    changed, _ = permuted(program, axis)
-    site = axis.sites[0].parameter
-    broken = replace(changed, tensors={**changed.tensors, site: program.tensors[site]})
-    (expected, *_), (found, *_) = run(program, program.example()), run(broken, program.example())
-    assert float((expected - found).abs().max()) > 1e-3
+    assert deviation(program, axis, leave=axis.sites[0].parameter) > 1e-3
 
 
 def test_unknown_operator_freezes() -> None:

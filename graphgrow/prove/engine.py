@@ -19,7 +19,7 @@ from graphgrow import ops
 from graphgrow.axes import Atom, Axes, Term
 from graphgrow.graph import Node, Ref, TensorType
 from graphgrow.prove.cells import Layout
-from graphgrow.prove.facts import ANY, POSITIVE, SAME, UNDEFINED, ZERO, Cells, free, kind, text
+from graphgrow.prove.facts import ANY, POSITIVE, SAME, UNDEFINED, ZERO, Cells, kind, text
 from graphgrow.prove.rows import ROWS, Context, Number, Value, plain
 from graphgrow.sizes import Dim
 
@@ -124,7 +124,9 @@ class Prover:
     def begin(self, assignment: Assignment) -> None:
         """Forget all facts and take those of the parameters from an assignment."""
         self.values.clear()
-        self.context.numbers = dict(assignment.numbers)
+        self.context.numbers.clear()
+        self.context.scaled.clear()
+        self.context.multiply(assignment.numbers)
         self.given: dict[str, list[tuple[Place, int]]] = {}
         for block, fact in assignment.blocks.items():
             self.given.setdefault(block.parameter, []).append((block.cell, fact))
@@ -152,15 +154,11 @@ class Prover:
             return _same(0)
         operands = list(node.operands())
         quiet = node.name not in self.touched and not any(name in self.touched for name in operands)
-        if quiet and node.name not in self._scaled and all(_is_same(self.values[name]) for name in operands):
+        if quiet and node.name not in self.context.scaled and all(_is_same(self.values[name]) for name in operands):
             if isinstance(node.type, tuple):
                 return tuple(_same(len(shape)) for shape in self.axes.several[node.name])
             return _same(len(node.shape))
         return ROWS.get(ops.kind(node.op), plain)(self.context, node)
-
-    @property
-    def _scaled(self) -> set[str]:
-        return {name for name, _ in self.context.numbers} if self.context.numbers else set()
 
     def old_facts(self, name: str) -> set[int]:
         """What the old cells of a node hold."""
@@ -218,16 +216,15 @@ class Prover:
             return Derivation(False, why, start, steps=len(self.touched))
         blocks, needed = dict(start.blocks), dict[Block, str]()
         for block in self.blocks:
-            if not free(blocks.get(block, ANY)):
-                reason, undefined = self._relax(block, ANY)
-                if undefined and not self._relax(block, POSITIVE)[0]:
-                    blocks[block], needed[block] = POSITIVE, reason
-                elif reason:
-                    needed[block] = reason
-                else:
-                    blocks[block] = ANY
-            elif blocks.get(block) == POSITIVE:
-                needed[block] = "must be positive"
+            if blocks.get(block, ANY) == ANY:
+                continue
+            reason, undefined = self._relax(block, ANY)
+            if not reason:
+                blocks[block] = ANY
+                continue
+            needed[block] = reason
+            if undefined and not self._relax(block, POSITIVE)[0]:
+                blocks[block] = POSITIVE
         why = f"every output is the same; {len(self.touched)} of {len(self.graph.nodes)} nodes hold new units"
         return Derivation(True, why, Assignment(blocks, start.numbers), needed, len(self.touched))
 

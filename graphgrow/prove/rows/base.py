@@ -6,7 +6,7 @@ otherwise. Everything is said of evaluation mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +61,15 @@ class Context:
     def __init__(self, axes: Axes, layout: Layout, values: dict[str, Value]) -> None:
         self.axes, self.layout, self.values = axes, layout, values
         self.numbers: dict[Number, float] = {}
+        self.scaled: set[str] = set()  # their nodes
         self.read: set[Number] = set()  # what the row at work has looked at
         self.proposing = False
         self._starts = {literal.node: terms for literal, terms in axes.literals if literal.path == ("args", 2)}
+
+    def multiply(self, numbers: Mapping[Number, float]) -> None:
+        """Take factors for numbers in the graph."""
+        self.numbers.update(numbers)
+        self.scaled.update(name for name, _ in numbers)
 
     def before(self, node: Node) -> tuple[Term, ...] | None:
         """The terms that lie before a slice."""
@@ -86,12 +92,12 @@ class Context:
         """Whether a number in the arguments is multiplied by `factor`; a proposal makes it so."""
         place = (node.name, path)
         if self.proposing and abs(factor - 1) > 1e-12:
-            self.numbers.setdefault(place, factor)
+            self.multiply({place: self.numbers.get(place, factor)})
         return abs(self.factor(node, *path) - factor) <= 1e-12 * factor
 
     def overlooked(self, node: Node) -> bool:
         """Whether a number in the arguments is multiplied that no row has looked at."""
-        return any(place[0] == node.name and place not in self.read for place in self.numbers)
+        return node.name in self.scaled and not {n for n in self.numbers if n[0] == node.name} <= self.read
 
     def terms(self, argument: Argument) -> tuple[Term, ...]:
         return self.axes.terms.get(argument.name, ()) if isinstance(argument, Ref) else ()
