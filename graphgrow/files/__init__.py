@@ -25,7 +25,7 @@ from graphgrow.files.text import graph_from_text, graph_to_text
 
 __all__ = ["Contents", "What", "graph_from_text", "graph_to_text", "identify", "load", "refusal", "save"]
 
-VERSION = 1
+VERSION = 2
 _KEYS = {"format", "version", "header", "tensors"}
 _DTYPES = frozenset(DTYPES.values())
 _REAL = "give the program real weights first (it was traced without), in one of torch's plain data types"
@@ -67,12 +67,17 @@ def load(path: str | Path) -> Contents:
 
 def _loaded(path: Path) -> object:
     try:
-        return cast(object, torch.load(str(path), map_location="cpu", weights_only=True, mmap=True))
+        return cast(object, torch.load(str(path), map_location=_mapped, weights_only=True, mmap=True))
     except Exception as error:  # torch's reader meets bytes that anyone may have written, and fails in every way
         if name := foreign(path):
             fix = "don't use it: somebody made it to run code where it is loaded; nothing was run"
             raise FileError(found=f"{name} in a program file, where only tensors and text may be", fix=fix) from error
         raise FileError(found="a damaged program file, of which torch can't read the tensors", fix=check.FIX) from error
+
+
+def _mapped(storage: torch.types.Storage, _: str) -> torch.types.Storage:
+    """Storages stay where they are, in the mapped file, whatever device the file names."""
+    return storage
 
 
 def _parts(value: object) -> tuple[str, dict[str, Tensor]]:
@@ -81,11 +86,13 @@ def _parts(value: object) -> tuple[str, dict[str, Tensor]]:
         raise check.bad("a program file without its dictionary")
     found = cast(dict[object, Any], value)
     version = found.get("version")
-    if type(version) is int and version > VERSION:
-        fix = "update graphgrow: pip install -U graphgrow"
-        newer = f"a program file of version {version}, newer than this graphgrow reads ({VERSION})"
-        raise FileError(found=newer, fix=fix)
-    if type(version) is not int or version != VERSION or found.keys() != _KEYS:
+    if type(version) is int and version != VERSION:
+        age, fix = ("newer", "update graphgrow: pip install -U graphgrow")
+        if version < VERSION:
+            age, fix = ("older", "trace its model again")
+        what = f"a program file of version {version}, {age} than this graphgrow reads ({VERSION})"
+        raise FileError(found=what, fix=fix)
+    if type(version) is not int or found.keys() != _KEYS:
         raise check.bad(f"a program file of version {check.shown(version)} with unknown parts")
     header, tensors = found["header"], found["tensors"]
     if type(header) is not str or type(tensors) is not dict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Mapping, Set, Sized
+from collections.abc import Mapping, Sequence, Set, Sized
 from functools import lru_cache
 from typing import TypeAlias, cast
 
@@ -37,9 +37,10 @@ _RESERVED = frozenset(keyword.kwlist) | {
 _IDENTIFIER = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]{0,127}")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _OPERATOR = re.compile(r"[a-z_][A-Za-z0-9_]{0,63}(\.[A-Za-z0-9_]{1,64}){0,3}")
-_PATH = re.compile(r"[A-Za-z0-9_]{1,128}(\.[A-Za-z0-9_]{1,128}){0,31}")
+_PATH = re.compile(r"(?!__)[A-Za-z0-9_]{1,128}(\.(?!__)[A-Za-z0-9_]{1,128}){0,31}")
 _SYMBOL = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _WORD = re.compile(r"[a-z_]{0,32}|[A-Za-z.,> -]{1,64}")  # a mode ("tanh"), or an einsum equation
+_MINUSES = re.compile(r"-\s*-")
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _TYPE = re.compile(r"([a-z0-9_]{1,16})\[(.{0,4000})\]")
 
@@ -66,6 +67,14 @@ def identifier(name: Json) -> str:
     return name
 
 
+def identifiers(values: Sequence[Json]) -> bool:
+    """Whether all of `values` are names of nodes."""
+    if {*map(type, values)} - {str}:
+        return False
+    names = cast(Sequence[str], values)
+    return all(map(_IDENTIFIER.fullmatch, names)) and _RESERVED.isdisjoint(names)
+
+
 def key(name: Json) -> str:
     """The name of a keyword argument or of an entry in a dictionary of outputs."""
     if not isinstance(name, str) or not _KEY.fullmatch(name) or "__" in name[:2] or keyword.iskeyword(name):
@@ -82,8 +91,7 @@ def operator(name: Json) -> str:
 
 @lru_cache(maxsize=16384)
 def _path(name: str) -> bool:
-    dunder = name.startswith("__") or ".__" in name
-    return bool(_PATH.fullmatch(name)) and len(name) <= 512 and not dunder
+    return len(name) <= 512 and _PATH.fullmatch(name) is not None
 
 
 def path(name: Json, what: str) -> str:
@@ -137,7 +145,7 @@ def symbol(name: Json) -> str:
 @lru_cache(maxsize=4096)
 def size(text: str) -> Size:
     """A dynamic size from its text, which must be just as graphgrow writes it."""
-    if len(text) > 2000 or _expanded(text) > _MONOMIALS or re.search(r"-\s*-", text):
+    if len(text) > 2000 or _expanded(text) > _MONOMIALS or _MINUSES.search(text):
         raise bad(f"{shown(text)}, too long or too deep for a size")
     try:
         value = sizes.parse(text)
@@ -184,13 +192,15 @@ def dims(text: str, low: int = -_LARGEST) -> tuple[Dim, ...]:
 
 def parts(text: str) -> list[str]:
     """The sizes between commas; commas inside brackets (`max(a, b)`, `f[a, b]`) don't count."""
+    if "(" not in text and "[" not in text:
+        return text.split(", ") if text else []
     found, depth, start = list[str](), 0, 0
     for position, letter in enumerate(text):
         depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(letter, 0)
         if letter == "," and depth == 0:
             found.append(text[start:position])
             start = position + 2
-    return [*found, text[start:]] if text else []
+    return [*found, text[start:]]
 
 
 def fields(value: Json, required: frozenset[str], optional: frozenset[str] = frozenset()) -> Mapping[str, Json]:

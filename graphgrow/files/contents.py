@@ -103,7 +103,7 @@ def _check_names(names: list[str]) -> None:
         while module and module not in modules:
             modules.add(module)
             module = module.rpartition(".")[0]
-    if taken := _TAKEN.intersection(part for name in names for part in name.split(".")):
+    if taken := _TAKEN.intersection(".".join(names).split(".")):
         raise check.bad(f"{min(taken)!r} in a tensor's name: nn.Module has one of its own")
     if both := modules.intersection(names):
         raise check.bad(f"{min(both)!r}, which is a tensor and also a module with tensors")
@@ -113,11 +113,12 @@ def _check_parameters(graph: Graph, tensors: Mapping[str, Tensor], weights: str)
     """Every `parameter` node reads a tensor there is, of the shape and data type the node has."""
     for name, node in graph.parameters.items():
         tensor = tensors.get(name)
-        dtype = weights if node.tensor.dtype == WEIGHTS else node.tensor.dtype
-        if tensor is not None and node.shape == tuple(tensor.shape) and DTYPES[dtype] is tensor.dtype:
+        kind = node.tensor
+        dtype = weights if kind.dtype == WEIGHTS else kind.dtype
+        if tensor is not None and kind.shape == tensor.shape and DTYPES[dtype] is tensor.dtype:
             continue
         there = "there is none" if tensor is None else f"it is {tensor.dtype}{list(tensor.shape)}"
-        found = f"the tensor {name!r} as {dtype}[{', '.join(map(str, node.shape))}], but {there}"
+        found = f"the tensor {name!r} as {dtype}[{', '.join(map(str, kind.shape))}], but {there}"
         raise check.bad(found, where=f"node {graph.nodes.index(node)} ({node.name})")
 
 

@@ -24,6 +24,7 @@ from graphgrow.graph import (
     Structure,
     TensorType,
     Type,
+    made,
 )  # fmt: skip
 from graphgrow.sizes import Dim
 
@@ -37,7 +38,6 @@ _SIMPLE: dict[str, Type] = {
 _DEPTH = 16  # of lists in an argument, a type or the outputs
 _STRUCTURAL = frozenset({"input", "parameter", "getitem"})
 _FLOAT = re.compile(r"-?(inf|nan|[0-9]{1,20}(\.[0-9]{1,20})?(e[-+][0-9]{1,3})?)")
-_ROW = 7
 _MODE = frozenset({"train", "eval"})
 _ORIGIN = frozenset({"node", "dim", "low", "high"})
 
@@ -63,19 +63,46 @@ def _where(names: Sequence[Json], index: int) -> str:
     return f"node {index} ({name})" if shown else f"node {index}"
 
 
-def _column(names: Sequence[Json], values: Sequence[Json], checked: Callable[[Json], _T]) -> list[_T]:
-    """A column of texts through `checked`, equal ones once; an error says at which node."""
-    for index, value in enumerate(values):
-        if not isinstance(value, str):
-            raise check.bad(f"{check.shown(value)} where text belongs", where=_where(names, index))
-    table: dict[Json, _T] = {}
-    for value in dict.fromkeys(values):
-        try:
-            table[value] = checked(value)
-        except FileError as error:
-            error.where = _inside(_where(names, values.index(value)), error.where)
-            raise
-    return [table[value] for value in values]
+def _names(values: list[Json]) -> list[str]:
+    """Names that differ, checked all at once; one by one where there is an error to find."""
+    if not check.identifiers(values) or len({*cast(list[str], values)}) < len(values):
+        seen = set[str]()
+        for index, value in enumerate(values):
+            with located(_where(values, index)):
+                if (name := check.identifier(value)) in seen:
+                    raise check.bad(f"a second node called {name!r}")
+            seen.add(name)
+    return cast(list[str], values)
+
+
+def _values(
+    names: Sequence[str], columns: Mapping[str, Json], what: str, checked: Callable[[Json], _T]
+) -> tuple[list[_T], list[Json]]:
+    """The different values of a column, each checked, and the entries of the nodes. An error says which node has it."""
+    match columns[what]:
+        case [list(values), list(entries)] if len(entries) == len(names):
+            pass
+        case found:
+            raise check.bad(f"{check.shown(found)} where values and {len(names)} entries belong", where=what)
+    table: list[_T] = []
+    try:
+        for value in values:
+            table.append(checked(value))
+    except FileError as error:
+        number = len(table)
+        users = [node for node, entry in enumerate(entries) if number in (entry if type(entry) is list else [entry])]
+        error.where = _inside(_where(names, users[0]) if users else what, error.where)
+        raise
+    return table, entries
+
+
+def _column(names: Sequence[str], columns: Mapping[str, Json], what: str, checked: Callable[[Json], _T]) -> list[_T]:
+    """A column in which an entry is the number of a value."""
+    table, entries = _values(names, columns, what, checked)
+    numbers = cast(list[int], entries)
+    if {*map(type, entries)} - {int} or not {*numbers} <= {*range(len(table))}:
+        raise check.bad(f"entries that are not all numbers from 0 to {len(table) - 1}", where=what)
+    return [table[number] for number in numbers]
 
 
 def type_text(kind: Type) -> str:
@@ -97,91 +124,76 @@ def _operator(value: Json) -> str:
 
 
 class Reader:
-    """Reads nodes, knowing the dynamic sizes there are; a reference may only point to an earlier node.
-
-    The nodes come as rows and are checked by columns: few different operators, types and lines occur.
-    """
+    """Reads nodes, knowing the dynamic sizes there are; a reference may only point to an earlier node."""
 
     def __init__(self, symbols: frozenset[str]) -> None:
         self.symbols = symbols
         self.types: dict[str, Type] = {}
-        self.leaves: dict[str, Argument] = {}  # by their text; of references, those to earlier nodes
+        self.known: dict[str | int, Argument] = {}  # what an entry may be: the number of a value, an earlier node
         self.tensors = set[str]()
 
-    def nodes(self, rows: list[Json]) -> tuple[Node, ...]:
-        """Nodes from rows of name, operator, arguments, keyword arguments, type, scope and source."""
-        for index, row in enumerate(rows):
-            if not isinstance(row, list) or len(row) != _ROW:
-                raise check.bad(f"{check.shown(row)} where a node of {_ROW} parts belongs", where=f"node {index}")
-        if not rows:
-            return ()
-        names, operators, arguments, keywords, types, scopes, sources = zip(*cast(list[list[Json]], rows), strict=True)
-        columns = (
-            self.names(names),
-            _column(names, operators, _operator),
-            arguments,
-            keywords,
-            _column(names, types, self.type),
-            _column(names, scopes, check.scope),
-            _column(names, sources, check.source),
-        )
-        nodes: list[Node] = []
-        for row in zip(*columns, strict=True):
-            try:
-                nodes.append(self.node(*row))
-            except FileError as error:
-                error.where = _inside(_where(names, len(nodes)), error.where)
-                raise
-        return tuple(nodes)
+    def nodes(self, columns: Mapping[str, Json]) -> tuple[Node, ...]:
+        """Nodes from their columns (see `files.text`)."""
+        names = _names(check.items(columns["names"]))
+        operators = _column(names, columns, "operators", _operator)
+        types = _column(names, columns, "types", self.type)
+        scopes = _column(names, columns, "scopes", check.scope)
+        sources = _column(names, columns, "sources", check.source)
+        values, rows = _values(names, columns, "arguments", self.argument)
+        known = self.known = dict[str | int, Argument](enumerate(values))
+        self.types = dict(zip(names, types, strict=True))
+        keywords = check.entries(columns["keywords"])
+        if unknown := keywords.keys() - self.types.keys():
+            raise check.bad(f"keyword arguments of {check.shown(min(unknown))}, which is no node")
+        all_args: list[tuple[Argument, ...]] = []
+        all_kwargs: list[tuple[tuple[str, Argument], ...]] = []
+        try:
+            for name, op, kind, row, ref in zip(names, operators, types, rows, made(Ref, names), strict=True):
+                args = self.tensor(row) if op == "parameter" else self.arguments(row)
+                kwargs = self.keywords(keywords[name]) if name in keywords else ()
+                if op in _STRUCTURAL:
+                    self.structural(op, args, kwargs, kind)
+                all_args.append(args)
+                all_kwargs.append(kwargs)
+                known[name] = ref
+        except FileError as error:
+            error.where = _inside(_where(names, len(known) - len(values)), error.where)
+            raise
+        return made(Node, names, operators, all_args, all_kwargs, types, scopes, sources)
 
-    def names(self, values: Sequence[Json]) -> list[str]:
-        """Names that differ."""
-        names, seen = _column(values, values, check.identifier), set[str]()
-        for index, name in enumerate(names):
-            if name in seen:
-                raise check.bad(f"a second node called {name!r}", where=_where(names, index))
-            seen.add(name)
-        return names
-
-    def node(self, name: str, op: str, arguments: Json, keywords: Json, kind: Type, scope: str, source: str) -> Node:
-        """A node from its parts, arguments as JSON; the nodes after it may refer to it."""
-        items = check.items(arguments, 4096)
-        args = (self.tensor(items),) if op == "parameter" else self.arguments(items)
-        kwargs = () if keywords == {} else self.keywords(keywords)
-        node = Node(name, op, args, kwargs, kind, scope, source)
-        if op in _STRUCTURAL:
-            self.structural(node)
-        self.types[name] = kind
-        self.leaves[f"%{name}"] = Ref(name)
-        return node
-
-    def arguments(self, items: list[Json], depth: int = 0) -> tuple[Argument, ...]:
-        known = self.leaves  # almost every argument has been there before
-        return tuple([
-            (known.get(item) or self.argument(item, depth)) if type(item) is str else self.argument(item, depth)
-            for item in items
-        ])  # fmt: skip
+    def arguments(self, row: Json, depth: int = 0) -> tuple[Argument, ...]:
+        """Arguments from an entry: names of earlier nodes, numbers of values, lists of these."""
+        if type(row) is not list or depth > _DEPTH:
+            raise check.bad(f"{check.shown(row)} where arguments belong")
+        known = self.known
+        try:
+            return tuple([
+                known[item] if type(item) is str or type(item) is int else self.arguments(item, depth + 1)
+                for item in row
+            ])  # fmt: skip
+        except KeyError as error:
+            raise check.bad(f"a use of {check.shown(error.args[0])}, which is no earlier node") from error
 
     def keywords(self, value: Json) -> tuple[tuple[str, Argument], ...]:
-        return tuple([(check.key(key), self.argument(item)) for key, item in check.entries(value).items()])
+        entries = check.entries(value)
+        return tuple(zip(map(check.key, entries), self.arguments(list(entries.values())), strict=True))
 
-    def tensor(self, arguments: list[Json]) -> str:
+    def tensor(self, row: Json) -> tuple[str]:
         """The one argument of a `parameter`: a tensor's name, which no other node reads."""
-        name = check.path(arguments[0] if len(arguments) == 1 else None, "tensor")
+        name = check.path(row[0] if isinstance(row, list) and len(row) == 1 else None, "tensor")
         if name in self.tensors:
             raise check.bad(f"a second node that reads the tensor {name!r}")
         self.tensors.add(name)
-        return name
+        return (name,)
 
-    def structural(self, node: Node) -> None:
+    def structural(self, op: str, args: tuple[Argument, ...], kwargs: tuple[object, ...], kind: Type) -> None:
         """What the three operators that are not ATen's promise."""
-        arguments: tuple[Argument, ...] = () if node.op == "input" else node.args
-        if node.kwargs or (node.op == "input" and node.args):
-            raise check.bad(f"arguments that {node.op!r} does not take")
-        if node.op == "getitem":
-            self.item(arguments, node.type)
-        elif not isinstance(node.type, TensorType if node.op == "parameter" else TensorType | ScalarType):
-            raise check.bad(f"the type {check.shown(str(node.type))} for an {node.op!r}")
+        if kwargs or (op == "input" and args):
+            raise check.bad(f"arguments that {op!r} does not take")
+        if op == "getitem":
+            self.item(args, kind)
+        elif not isinstance(kind, TensorType if op == "parameter" else TensorType | ScalarType):
+            raise check.bad(f"the type {check.shown(str(kind))} for an {op!r}")
 
     def item(self, arguments: tuple[Argument, ...], kind: Type) -> None:
         """A `getitem` takes a value from a node with several, and has its type."""
@@ -194,26 +206,18 @@ class Reader:
             raise check.bad(f"item {index} of {name!r} with the type {kind}, not its own")
 
     def argument(self, value: Json, depth: int = 0) -> Argument:
-        """An argument of any kind."""
+        """An argument that has no node in it."""
         if isinstance(value, str):
-            return self.leaf(value)
+            tag, colon, rest = value.partition(":")
+            return self.tagged(tag, rest) if colon else check.word(value)
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int):
             return check.integer(value)
         if isinstance(value, list) and depth < _DEPTH:
-            return self.arguments(value, depth + 1)
+            return tuple([self.argument(item, depth + 1) for item in value])
         found = check.fields(value, _MODE)
         return ByMode(self.number(found["train"]), self.number(found["eval"]))
-
-    def leaf(self, text: str) -> Argument:
-        """An argument from its text."""
-        if text not in self.leaves:
-            tag, colon, rest = text.partition(":")
-            if tag[:1] == "%":
-                raise check.bad(f"a use of {check.shown(text[1:])}, which is no earlier node")
-            self.leaves[text] = self.tagged(tag, rest) if colon else check.word(text)
-        return self.leaves[text]
 
     def tagged(self, tag: str, text: str) -> Argument:
         """An argument whose text begins with its type."""
@@ -258,10 +262,10 @@ class Reader:
             raise check.bad(f"{check.shown(text)}, which is not how a type is written")
         return kind
 
-    def reference(self, text: str) -> Ref:
-        found = self.argument(text)
+    def reference(self, name: str) -> Ref:
+        found = self.known.get(name)
         if not isinstance(found, Ref):
-            raise check.bad(f"{check.shown(text)} where a node belongs")
+            raise check.bad(f"{check.shown(name)} where a node belongs")
         return found
 
     def structure(self, value: Json, depth: int = 0) -> Structure:

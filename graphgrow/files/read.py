@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
-from io import BytesIO
+from io import SEEK_CUR, BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -26,7 +26,11 @@ FORMAT = "graphgrow program"
 _SCANNED = 64 * 2**20  # bytes of a pickle looked at
 _OPCODES = 5_000_000
 _MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before 1.6
-_ZIP, _END = b"PK\x03\x04", b"PK\x05\x06"
+_ZIP, _ENTRY, _END64, _WHERE, _END = (b"PK" + mark for mark in (b"\3\4", b"\1\2", b"\6\6", b"\6\7", b"\5\6"))
+# The end of an archive that torch wrote (size and place of its directory, place of this), and an entry of a directory
+# (compression, checksum, size, lengths of name and the like, place).
+_ENDING = struct.Struct("<4s36x2Q4s4xQ4x4s18x")
+_MEMBER = struct.Struct("<4s6xH4xL4xL3H8xL")
 # What torch.load(weights_only=True) builds in a state dict; anything else named in a pickle is code to run.
 _PLAIN = re.compile(
     r"collections (OrderedDict|Counter)|torch (Size|device|Tensor)|torch \w+Storage|torch\.storage \w+Storage"
@@ -109,7 +113,7 @@ def _identified(file: BinaryIO, length: int) -> tuple[What, str]:
     if not head:
         return "empty", ""
     if head.startswith(_ZIP) or head.startswith(_END):
-        return _archive(file)
+        return _archive(file, length)
     if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= length - 8:
         return "safetensors", ""
     file.seek(0)
@@ -117,9 +121,11 @@ def _identified(file: BinaryIO, length: int) -> tuple[What, str]:
     return _legacy(file) if pickled else "unknown", ""
 
 
-def _archive(file: BinaryIO) -> tuple[What, str]:
+def _archive(file: BinaryIO, length: int) -> tuple[What, str]:
     """What a zip archive is, from the names of its members and the opcodes of its pickle."""
     try:
+        if length > _ENDING.size and _is_saved_program(file, length - _ENDING.size):
+            return "program", ""
         with ZipFile(file) as archive:
             data = _pickle(archive)
             what = "program" if _is_program(data) else _inside(archive.namelist(), data)
@@ -129,6 +135,31 @@ def _archive(file: BinaryIO) -> tuple[What, str]:
     if what != "program":
         return what, ""
     return what, "that was compressed" if packed else "with a header too long" if len(data) == _SCANNED else ""
+
+
+def _is_saved_program(file: BinaryIO, end: int) -> bool:
+    """Whether an archive is a program just as `torch.save` wrote it: no member compressed, the pickle first and whole.
+
+    `ZipFile` reads other forms too, and takes ten times as long: a program has a member for each of its tensors.
+    """
+    file.seek(end)
+    mark, size, start, where, place, last = _ENDING.unpack(file.read())
+    if (mark, where, last) != (_END64, _WHERE, _END) or not start + size == place == end:
+        return False
+    file.seek(start)
+    directory, position = file.read(size), 0
+    while position < size:
+        mark, method, _, _, *lengths, _ = _MEMBER.unpack_from(directory, position)
+        if mark != _ENTRY or method != ZIP_STORED:
+            return False
+        position += _MEMBER.size + sum(lengths)
+    _, _, checksum, size, name, _, _, place = _MEMBER.unpack_from(directory)
+    if directory[_MEMBER.size :][:name].partition(b"/")[2] != b"data.pkl" or size >= _SCANNED:
+        return False
+    file.seek(place + 26)  # its name there, and what fills up to a round address
+    file.seek(sum(struct.unpack("<2H", file.read(4))), SEEK_CUR)
+    data = file.read(size)
+    return zlib.crc32(data) == checksum and _is_program(data)
 
 
 def _inside(names: list[str], data: bytes) -> What:
