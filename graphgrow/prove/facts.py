@@ -48,8 +48,8 @@ _by_number: dict[int, Multiple] = {number: multiple for multiple, number in _mul
 
 def fact(kind: Kind, scale: float, shift: float = 0.0) -> int:
     """The number of a fact: the same one for scales that agree to twelve digits."""
-    if kind == "affine" and abs(shift) <= 1e-12 * max(1.0, abs(scale)):
-        kind, shift = "same", 0.0
+    if kind == "affine" and shift == 0:
+        kind = "same"
     key = Multiple(kind, float(f"{scale:.12g}"), float(f"{shift:.12g}"))
     number = _multiples.setdefault(key, len(_multiples) + SAME)
     _by_number.setdefault(number, Multiple(kind, scale, shift))

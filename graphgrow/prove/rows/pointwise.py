@@ -153,7 +153,9 @@ def _shifted(number: int, term: Argument, factor: float, plain: bool) -> int:
         return plus(number, _sign(term)) if plain else ANY if number != UNDEFINED else UNDEFINED
     found = multiple(number)
     if found.kind in ("same", "affine") and plain and isinstance(term, int | float):
-        return fact("affine", found.scale, found.shift + (factor - found.scale) * term)
+        shift = found.shift + (factor - found.scale) * term
+        lost = abs(shift) <= 1e-12 * max(abs(found.shift), abs(factor * term))  # what rounding leaves of zero
+        return fact("affine", found.scale, 0.0 if lost else shift)
     return number if found.kind != "affine" and abs(found.scale - factor) <= 1e-12 else ANY
 
 
@@ -173,6 +175,8 @@ def _product(context: Context, node: Node, name: str, given: Sequence[Argument],
                 return _multiplied(found[1 - index], number)
             if positive and divides and index:
                 return _multiplied(found[0], number)
+    if len(operands) == 2 and given[0] == given[1]:
+        return each(lambda f: power(f, 2.0) if free(f) else times(f, f), operands[0])
     return multiplied(operands[0], operands[1]) if len(operands) > 1 else operands[0]
 
 

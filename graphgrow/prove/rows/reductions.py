@@ -10,6 +10,7 @@ import numpy as np
 from graphgrow import ops, sizes
 from graphgrow.axes import Atom, Product, Term
 from graphgrow.graph import Argument, Node, Ref
+from graphgrow.prove.cells import Cell
 from graphgrow.prove.facts import (
     ANY,
     NONNEGATIVE,
@@ -46,6 +47,14 @@ def _sum_row(context: Context, node: Node) -> Value:
         share = 1 / growth(context, over) if ops.kind(node.op) == "mean" else 1.0
         result = each(lambda f: fact(kind(f), scale(f) * share) if f >= SAME else f, result)
     return result.reshape(context.layout.shape(context.result(node)))
+
+
+def complete(cells: Sequence[Cell]) -> bool:
+    """Whether a dimension of copies would hold each old unit equally often."""
+    counts: dict[int, float] = {}
+    for cell in cells:
+        counts[cell.origin] = counts.get(cell.origin, 0.0) + cell.ratio
+    return all(cell.whole for cell in cells) and len(set(counts.values())) == 1
 
 
 def growth(context: Context, terms: Sequence[Term]) -> float:
@@ -118,7 +127,7 @@ def _spread_of(context: Context, node: Node, found: tuple[int, ...], over: Term)
     share = (old - degrees) / (new - degrees)
     if kind(found[1]) == "mean" and isinstance(over, Atom):
         pass
-    elif kind(found[1]) in ("same", "constant") and all(cell.whole for cell in context.layout.cells(over)):
+    elif kind(found[1]) in ("same", "constant") and complete(context.layout.cells(over)):
         share *= new / old
     else:
         return NONNEGATIVE
@@ -130,7 +139,7 @@ def _centre(found: tuple[int, ...], over: Term | None, context: Context) -> int:
     """The mean over a dimension."""
     if any(f < SAME for f in found) or len({scale(f) for f in found}) > 1:
         return found[0] if over is None else ANY
-    if over is None or kind(found[1]) == "mean" or all(cell.whole for cell in context.layout.cells(over)):
+    if over is None or kind(found[1]) == "mean" or complete(context.layout.cells(over)):
         return found[0]
     return ANY
 
@@ -181,12 +190,10 @@ def statistics(context: Context, facts: Cells, over: Sequence[int], terms: Seque
     if not grown:
         return each(_normalised_alone, facts)
     inside = np.ones(facts.shape, dtype=bool)
-    whole = True
+    whole = all(complete(context.layout.cells(terms[dim])) for dim in grown)
     for dim in grown:
-        cells = context.layout.cells(terms[dim])
         shape = [-1 if d == dim else 1 for d in range(facts.ndim)]
-        inside &= np.array([cell.old for cell in cells]).reshape(shape)
-        whole = whole and all(cell.whole for cell in cells)
+        inside &= np.array(context.layout.old(terms[dim])).reshape(shape)
     result: Cells = np.full(facts.shape, ANY, dtype=np.int16)
     factor = sqrt(growth(context, [terms[dim] for dim in grown]))
     single = len(grown) == 1 and isinstance(terms[grown[0]], Atom)
@@ -304,9 +311,7 @@ def _group_norm(context: Context, node: Node) -> Value:
     if context.grown(terms[2:]):
         return np.full(old.shape, ANY, dtype=np.int16)
     if context.grown(inner):
-        cells = context.layout.cells(channels)
-        whole = all(cell.whole for cell in cells)
-        alike = whole and bool((facts == SAME).all())
+        alike = complete(context.layout.cells(channels)) and bool((facts == SAME).all())
         result = np.full(old.shape, SAME if alike else ANY, dtype=np.int16)
     else:
         result = functional(facts)
