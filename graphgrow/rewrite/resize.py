@@ -60,7 +60,7 @@ def literal(program: Program, place: Number) -> float:
     """A number in the arguments of a node."""
     name, (first, *rest) = place
     node = program.graph[name]
-    value: Argument = node.args[int(rest[0])] if first == "args" else dict(node.kwargs)[str(first)]
+    value: Argument = node.args[int(rest[0])] if first == "args" else dict(node.kwargs).get(str(first))
     if value is None and ops.kind(node.op) == "layer_norm":
         return torch.finfo(getattr(torch, program.dtype)).eps  # what rms_norm takes then
     assert isinstance(value, int | float)
@@ -92,8 +92,10 @@ def _with(node: Node, path: Sequence[int | str], size: Dim | float) -> Node:
     """The node with the argument at `path` exchanged."""
     if path[0] == "args":
         return replace(node, args=_put(node.args, path[1:], size))
-    kwargs = tuple((name, _put_one(value, path[1:], size) if name == path[0] else value) for name, value in node.kwargs)
-    return replace(node, kwargs=kwargs)
+    given = dict(node.kwargs)
+    name = str(path[0])
+    given[name] = _put_one(given.get(name), path[1:], size)
+    return replace(node, kwargs=tuple(given.items()))
 
 
 def _put(items: tuple[Argument, ...], path: Sequence[int | str], size: Dim | float) -> tuple[Argument, ...]:

@@ -35,6 +35,8 @@ def _lookup(context: Context, node: Node) -> Value:
         facts = np.expand_dims(np.where(same, kept[0][0], ANY), dim)
         source = np.expand_dims(kept[0][1], dim)
     if op == "gather":
+        if any(size not in (1, count) for size, count in zip(facts.shape, context.old(node).shape, strict=True)):
+            return unknown(context, node)  # an index that is narrower than what it picks from
         return settled(spread(facts.astype(np.int16), source, context.old(node)), context.old(node))
     rest = [facts.shape[d] for d in range(facts.ndim) if d not in dims]
     width = len(out) - len(rest)

@@ -255,7 +255,7 @@ def normalised(context: Context, node: Node) -> Cells:
 
 
 def _eps_path(node: Node, position: int) -> tuple[int | str, ...]:
-    return ("eps",) if "eps" in dict(node.kwargs) else ("args", position)
+    return ("args", position) if position < len(node.args) else ("eps",)
 
 
 @row("layer_norm")
