@@ -51,7 +51,7 @@ _rows(
     """abs neg relu relu6 gelu silu mish tanh sin sinh asinh atan erf sqrt sign floor ceil round trunc expm1 log1p
     tan leaky_relu elu selu celu hardtanh hardswish softshrink hardshrink to.dtype detach
     clone dropout feature_dropout alpha_dropout rrelu square add.Tensor sub.Tensor rsub.Tensor add.Scalar
-    sub.Scalar rsub.Scalar maximum minimum max.other min.other nan_to_num conj real imag
+    sub.Scalar rsub.Scalar maximum minimum max.other min.other nan_to_num conj _conj real imag
     conj_physical angle sgn positive isnan isinf logical_or bitwise_or.Tensor bitwise_xor.Tensor __or__.Tensor
     __xor__.Tensor logical_xor lerp.Scalar""",
     zero="all",

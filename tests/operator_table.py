@@ -106,6 +106,8 @@ row("masked_fill.Tensor", lambda u, v, s=(): a.masked_fill.Tensor(u, v > 0, s))
 row("threshold", lambda u: a.threshold(u, 0.1, 20), lambda u: a.threshold(u, -0.1, 0))
 row("polar", lambda u, v: a.polar(u.abs() + 1, v))
 row("complex", lambda u, v: a.complex(u, v))
+row("angle", lambda u, v: a.angle(a.complex(u, v + 2)))
+rows("sgn conj_physical", lambda op: lambda u, v: op(a.complex(u, v)).real.clone())
 rows("conj _conj real imag", lambda op: lambda u, v: op(a.complex(u, v)).clone())
 row("bernoulli", lambda u: a.bernoulli((u > 0).float()))
 row("bernoulli.p", lambda u: a.bernoulli.p(u.detach(), 1.0))
@@ -129,6 +131,7 @@ row("mm", lambda h=[6], p=(6, 5): a.mm(h, p))
 row("bmm", lambda h, g: a.bmm(h, g.mT), lambda h, g: a.bmm(h.mT, g))
 row("mv", lambda h=[6], p=(6,): a.mv(h, p))
 row("dot", lambda h, p=(6,), q=(6,): h * a.dot(p, q), lambda p=(6,): a.dot(p, p))
+row("vdot", lambda h, p=(6,), q=(6,): h * a.vdot(p, q))
 row("outer", lambda h, p=(4,), q=(6,): h * a.outer(p, q))
 row("bilinear", lambda h, g=[4, 3], p=(5, 6, 3), b=(5,): a.bilinear(h, g, p, b))
 row(
@@ -351,6 +354,10 @@ row(
     *[lambda h=[6, 6], d=d, p=p: a.norm.ScalarOpt_dim(h, p, [d]) for d in (1, 2) for p in (1, 2, 3.0)],
     lambda h: a.norm.ScalarOpt_dim(h, 2, [1], True),
 )
+row("norm.ScalarOpt_dim_dtype", lambda h: a.norm.ScalarOpt_dim_dtype(h, 2, [1], False, dtype=h.dtype))
+row("norm.ScalarOpt_dtype", lambda p=(6,), h=[4, 6]: h * a.norm.ScalarOpt_dtype(p, 2, dtype=p.dtype))
+row("count_nonzero", lambda h: a.count_nonzero(h.relu(), 1))
+row("all.dims", lambda h: a.all.dims(h, [1, 2]))
 row("norm.Scalar", lambda h: a.norm.Scalar(h), lambda p=(6,): a.norm.Scalar(p, 1), lambda p=(6, 6): a.norm.Scalar(p, 1))
 row(
     "count_nonzero.dim_IntList",

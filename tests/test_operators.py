@@ -28,6 +28,7 @@ torch.set_num_threads(1)
 
 KINDS = sorted({row.kind for row in ops.TABLE.values()})
 # Kinds of operators that no axis grows through in any program here: frozen, or the proof does not see through them.
+BLIND = {"aten.all.default", "aten.all.dims", "aten.any.default"}  # one more number that is not zero changes nothing
 REFUSED = {"counter", "diagonal", "input", "meshgrid", "opaque", "pixel_shuffle", "pixel_unshuffle"}
 
 
@@ -55,7 +56,7 @@ def test_rules_hold_in_numbers(kind: str) -> None:
         except Exception as error:  # noqa: BLE001  the other programs are of interest, too
             found = [f"{type(error).__name__}: {error}"]
         wrong += [f"{op}, program {index}: {text}" for text in found]
-    wrong += [f"{op}: no program notices that needed zeros are missing" for op in sorted(grown - noticed)]
+    wrong += [f"{op}: no program notices that needed zeros are missing" for op in sorted(grown - noticed - BLIND)]
     assert not wrong, "\n" + "\n".join(wrong)
     assert bool(grown) == (kind not in REFUSED)
 

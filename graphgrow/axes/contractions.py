@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from graphgrow import ops, sizes
 from graphgrow.axes.rules import Result, rule
 from graphgrow.axes.state import Contraction, Shape, State, meet, place, unified
-from graphgrow.axes.terms import UNIT, Axis, Conflict, freeze, product, split
+from graphgrow.axes.terms import UNIT, Axis, Conflict, freeze, order, product, split
 from graphgrow.graph import Argument, Node, Ref, TensorType
 
 
@@ -94,6 +94,9 @@ def _attention(state: State, node: Node) -> Result:
     mask = state.shape(node.args[3])
     meet(node, query[-1], key[-1])
     meet(node, key[-2], value[-2])
+    if node.argument(5, "is_causal", False):
+        for axis in (query[-2], key[-2]):
+            order(axis, f"{place(node)} looks at what came before")
     batch = list(query[:-2])
     grouped = bool(dict(node.kwargs).get("enable_gqa")) and query[-3].size != key[-3].size
     for index in range(1, min(len(query), len(key)) - 1):
@@ -190,6 +193,10 @@ def _pool(state: State, node: Node) -> Result:
     result: list[Axis] = list(shape[:kept])
     for axis, size in zip(shape[kept:], target.shape[kept:], strict=True):
         freeze(axis, f"{place(node)} works on space")
-        result.append(axis if axis.size == size else (Axis(size) if size != 1 else UNIT))
+        same = axis.size == size and "grid" not in node.op
+        result.append(axis if same else (Axis(size) if size != 1 else UNIT))
         freeze(result[-1], f"{place(node)} works on space")
+    if "grid" in node.op:
+        for axis in state.shape(node.args[1])[1:]:
+            freeze(axis, f"{place(node)} works on space")
     return (tuple(result), tuple(result)) if isinstance(node.type, tuple) else tuple(result)

@@ -12,7 +12,7 @@ from graphgrow.axes.names import Named, name_atoms
 from graphgrow.axes.rules import RULES, Result, opaque, tensors
 from graphgrow.axes.state import Contraction, Literal, Lookup, State, freeze_all, fresh, place
 from graphgrow.axes.term import UNIT, Atom, Product, Sum, Term
-from graphgrow.axes.terms import Axis, Conflict
+from graphgrow.axes.terms import Axis, Conflict, order
 from graphgrow.axes.text import table
 from graphgrow.graph import Graph, Node, TensorType
 
@@ -20,6 +20,7 @@ __all__ = ["Axes", "infer"]
 RULED = (contractions, layout, lookups)  # importing these rooms registers their rules
 # Kinds that leave the values of an index tensor what they are.
 INDEX_KEEPING = {"reshape", "permute", "unsqueeze", "expand", "slice", "select", "getitem"}
+LOOKUPS = {"embedding", "index", "index_select", "gather", "scatter", "index_add", "index_put", "one_hot"}
 INDEX_COPYING = {"aten.to.dtype", "aten.clone.default", "aten.detach.default"}
 
 
@@ -40,6 +41,10 @@ def _apply(state: State, node: Node) -> None:
     first = next(iter(node.operands()), None)
     if first in state.ranges and (ops.kind(node.op) in INDEX_KEEPING or node.op in INDEX_COPYING):
         state.ranges[node.name] = state.ranges[first]
+    if ops.kind(node.op) not in LOOKUPS and node.name not in state.ranges:
+        for name in node.operands():
+            if name in state.ranges:
+                order(state.ranges[name], f"{place(node)} computes with the numbers of its units")
     if isinstance(node.type, tuple):
         state.several[node.name] = result  # type: ignore[assignment]
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphgrow import sizes
 from graphgrow.axes.rules import Result, rule, tensors
-from graphgrow.axes.state import Shape, State, fresh, meet, place, unified
+from graphgrow.axes.state import Shape, State, fresh, meet, pin, place, unified
 from graphgrow.axes.terms import UNIT, Axis, Conflict, atom, cut, freeze, order, product, split, total
 from graphgrow.graph import Node
 from graphgrow.sizes import Dim, Size
@@ -224,13 +224,13 @@ def _pad(state: State, node: Node) -> Result:
         before, after = amounts[index], amounts[index + 1]
         if before == 0 and after == 0:
             continue
-        if mode not in ("constant", None) and isinstance(mode, str):
-            freeze(shape[dim], f"{place(node)} pads it by its own units")
-        if not (isinstance(before, int) and isinstance(after, int) and before >= 0 and after >= 0):
-            freeze(shape[dim], f"{place(node)} pads it")
+        known = isinstance(before, int) and isinstance(after, int) and before >= 0 and after >= 0
+        if not known or (mode not in ("constant", None) and isinstance(mode, str)):
+            pin(shape[dim], f"{place(node)} cuts it or pads it by its own units")
             shape[dim] = fresh(node.tensor)[dim]
-            freeze(shape[dim], f"{place(node)} pads it")
+            pin(shape[dim], f"{place(node)} cuts it or pads it by its own units")
             continue
+        assert isinstance(before, int) and isinstance(after, int)
         sides = [atom(size) if size else Axis(0) for size in (before, after)]
         for side, place_index in zip(sides, (index, index + 1), strict=True):
             if side.size != 0:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graphgrow import ops
 from graphgrow.axes.rules import Result, rule, tensors
-from graphgrow.axes.state import Lookup, Shape, State, meet, place, unified
+from graphgrow.axes.state import Lookup, Shape, State, meet, pin, place, unified
 from graphgrow.axes.terms import UNIT, Axis, Conflict, freeze, order
 from graphgrow.graph import Argument, Node, Ref
 
@@ -84,9 +86,19 @@ def _gather(state: State, node: Node) -> Result:
     dim = state.dim(node, 1)
     _looked_up(state, node, shape[dim], node.args[2])
     for position, (axis, other) in enumerate(zip(shape, index, strict=True)):
-        if position != dim and axis.size == other.size:
-            unified(node, [axis, other])
+        if position != dim:
+            _along(node, axis, other)
     return index
+
+
+def _along(node: Node, axis: Axis, other: Axis) -> None:
+    """One dimension of two tensors that go along with each other, though one may be shorter: it then meets the first
+    units of the other."""
+    if axis.size == other.size:
+        unified(node, [axis, other])
+    else:
+        for one in (axis, other):
+            pin(one, f"{place(node)} reads its first units")
 
 
 @rule("index_select")
@@ -104,12 +116,16 @@ def _scatter(state: State, node: Node) -> Result:
     dim = state.dim(node, 1)
     _looked_up(state, node, shape[dim], node.args[2])
     source = state.shape(node.argument(3, "src"))
-    along = index if len(index) == len(shape) else ()
+    picks: Sequence[Axis] = index
+    if ops.kind(node.op) == "index_add":
+        picks = [*shape[:dim], *index, *shape[dim + 1 :]]
+        for axis in index:
+            pin(axis, f"{place(node)} adds units by their numbers")
     for position, axis in enumerate(shape):
         if position != dim:
-            for other in (*along[position : position + 1], *source[position : position + 1]):
-                if other.size == axis.size:
-                    unified(node, [axis, other])
+            _along(node, axis, picks[position])
+    for axis, other in zip(picks, source, strict=False):
+        _along(node, axis, other)
     return shape
 
 
@@ -124,9 +140,11 @@ def _one_hot(state: State, node: Node) -> Result:
 @rule("searchsorted")
 def _searchsorted(state: State, node: Node) -> Result:
     chosen = 0 if "bucketize" in node.op else 1
-    for axis in state.shape(node.args[1 - chosen]):
-        freeze(axis, f"{place(node)} searches in it")
-    return state.shape(node.args[chosen])
+    sorted_, values = state.shape(node.args[1 - chosen]), state.shape(node.args[chosen])
+    pin(sorted_[-1], f"{place(node)} searches in it")
+    for axis, other in zip(sorted_[:-1], values, strict=False):
+        meet(node, axis, other)
+    return values
 
 
 BY_CLASS = ("aten.cross_entropy_loss", "aten.nll_loss")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from graphgrow import ops, sizes
-from graphgrow.axes.state import Shape, State, freeze_all, fresh, meet, place, unified
+from graphgrow.axes.state import Shape, State, freeze_all, fresh, meet, pin, place, unified
 from graphgrow.axes.terms import UNIT, Axis, Conflict, cut, freeze, order, split
 from graphgrow.graph import Node, Ref, TensorType
 
@@ -120,10 +120,15 @@ def _topk(state: State, node: Node) -> Result:
 def _diff(state: State, node: Node) -> Result:
     shape = list(state.shape(node.args[0]))
     dim = state.dim(node, 2, default=-1)
-    order(shape[dim], f"{place(node)} takes neighbours")
-    freeze(shape[dim], f"{place(node)} takes neighbours")
-    shape[dim] = fresh(node.tensor)[dim]
-    return tuple(shape)
+    result = [*shape[:dim], fresh(node.tensor)[dim], *shape[dim + 1 :]]
+    sides = [state.shape(node.argument(index, name)) for index, name in ((3, "prepend"), (4, "append"))]
+    for side in filter(None, sides):
+        for position, (axis, other) in enumerate(zip(shape, side, strict=True)):
+            if position != dim:
+                meet(node, axis, other)
+    for axis in (shape[dim], result[dim], *(side[dim] for side in sides if side)):
+        pin(axis, f"{place(node)} takes neighbours")
+    return tuple(result)
 
 
 @rule("layer_norm")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from graphgrow.axes.terms import UNIT, Axis, Conflict, freeze, unify
+from graphgrow.axes.terms import UNIT, Axis, Conflict, freeze, order, unify
 from graphgrow.graph import Argument, Graph, Node, Ref, TensorType
 from graphgrow.sizes import Size
 
@@ -117,6 +117,12 @@ def meet(node: Node, left: Axis, right: Axis) -> None:
 def place(node: Node) -> str:
     """Where a node comes from, for messages."""
     return f"{node.op} ({node.source})" if node.source else f"{node.op} ({node.name})"
+
+
+def pin(axis: Axis, reason: str) -> None:
+    """The axis keeps its size, and its units their places."""
+    freeze(axis, reason)
+    order(axis, reason)
 
 
 def freeze_all(shape: Sequence[Axis], reason: str) -> None:

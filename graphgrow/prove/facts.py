@@ -163,7 +163,7 @@ def power(number: int, exponent: float) -> int:
         found = multiple(number)
         if found.kind in ("same", "constant") and found.scale > 0:
             return fact(found.kind, found.scale**exponent)
-        return ANY
+        return ANY if exponent > 0 and exponent == int(exponent) else UNDEFINED
     if number == UNDEFINED or (exponent < 0 and number != POSITIVE):
         return UNDEFINED
     if number == ZERO:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from graphgrow.axes import Atom, Term
+from graphgrow.axes import Atom, Axes, Term
 from graphgrow.errors import CheckFailed
 from graphgrow.graph import Argument, ByMode, Graph, Node
 from graphgrow.program import Program
@@ -59,6 +59,28 @@ def _numbers(old: Graph, new: Graph) -> Iterator[tuple[Number, float]]:
         for path, left, right in pairs:
             if left != right and isinstance(right, float) and _scalable(left):
                 yield (a.name, path), right
+
+
+def _same_tensors(old: Program, new: Program) -> None:
+    """Tensors by the same names and types, in the shapes that the graph gives them."""
+    if odd := sorted(old.tensors.keys() ^ new.tensors.keys()):
+        raise CheckFailed(found=f"a tensor that only one program has: {odd[0]}", where="the tensors of the programs")
+    for name, tensor in new.tensors.items():
+        node = new.graph.parameters.get(name)
+        shape = tuple(old.tensors[name].shape) if node is None else node.shape
+        if tensor.dtype != old.tensors[name].dtype or tuple(tensor.shape) != shape:
+            raise CheckFailed(
+                found=f"{tensor.dtype} of shape {tuple(tensor.shape)}, not {old.tensors[name].dtype} of {shape}",
+                where=name,
+            )
+
+
+def _axes(new: Program) -> Axes:
+    """The axes of a program that may be wrong: inference takes it for granted that sizes fit each other."""
+    try:
+        return new.axes
+    except (AssertionError, IndexError, ValueError) as error:
+        raise CheckFailed(found="sizes in the new graph that contradict each other", where=str(error)) from error
 
 
 def _scalable(number: Argument) -> bool:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from graphgrow.certificate import Test, Trial
+from graphgrow.graph import Graph
 from graphgrow.module import lower
 from graphgrow.program import Program
-from graphgrow.prove import POSITIVE, SAME, Assignment, Prover, free, kind, scale
+from graphgrow.prove import POSITIVE, SAME, Assignment, Number, Prover, free, kind, scale
 from graphgrow.prove.propose import chosen, propose
 from graphgrow.rewrite import Resizing, literal, resize_graph
 from graphgrow.rewrite.blocks import Fill, Place, fill_normal, grown
@@ -249,8 +250,16 @@ def lowered(program: Program, tensors: Mapping[str, Tensor], dtype: torch.dtype)
     """The program's module in evaluation mode, computing everything in `dtype`."""
     cast = {name: _cast(tensor.detach(), dtype) for name, tensor in tensors.items()}
     owned = {name: c.clone() if c.data_ptr() == tensors[name].data_ptr() else c for name, c in cast.items()}
-    module = lower(program.graph, owned, program.kinds, program.aliases, program.dtype, precision=dtype)
+    module = lower(_explicit(program), owned, program.kinds, program.aliases, program.dtype, precision=dtype)
     return module.eval().requires_grad_(False)
+
+
+def _explicit(program: Program) -> Graph:
+    """The graph with the eps that an RMS norm takes when it has none: by the type that it runs in, not the one here."""
+    norms = [node for node in program.graph.nodes if node.op == "aten.rms_norm.default"]
+    places: list[Number] = [(node.name, ("args", 3) if len(node.args) > 3 else ("eps",)) for node in norms]
+    given = {place: literal(program, place) for place in places}
+    return resize_graph(program.axes, {}, given) if given else program.graph
 
 
 def combined(outputs: Sequence[Tensor]) -> Tensor:

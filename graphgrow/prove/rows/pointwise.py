@@ -175,7 +175,7 @@ def _product(context: Context, node: Node, name: str, given: Sequence[Argument],
                 return _multiplied(found[1 - index], number)
             if positive and divides and index:
                 return _multiplied(found[0], number)
-    if len(operands) == 2 and given[0] == given[1]:
+    if len(operands) == 2 and given[0] == given[1] and not divides:
         return each(lambda f: power(f, 2.0) if free(f) else times(f, f), operands[0])
     return multiplied(operands[0], operands[1]) if len(operands) > 1 else operands[0]
 

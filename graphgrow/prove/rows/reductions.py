@@ -122,7 +122,8 @@ def _reduced(context: Context, node: Node, found: tuple[int, ...], over: Term | 
 def _spread_of(context: Context, node: Node, found: tuple[int, ...], over: Term) -> int:
     """Variance or deviation over a dimension whose new units are the mean, or complete copies."""
     old, new = sizes.number(over.size), sizes.number(over.resized(context.layout.grown))
-    correction = node.argument(2, "correction", 1)
+    whole = node.op in ("aten.var.default", "aten.std.default")  # over all dimensions: what follows is `unbiased`
+    correction = node.argument(1, "unbiased", True) if whole else node.argument(2, "correction", 1)
     degrees = correction if isinstance(correction, int | float) else 1
     share = (old - degrees) / (new - degrees)
     if kind(found[1]) == "mean" and isinstance(over, Atom):
