@@ -37,7 +37,7 @@ _RESERVED = frozenset(keyword.kwlist) | {
 _IDENTIFIER = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]{0,127}")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _OPERATOR = re.compile(r"[a-z_][A-Za-z0-9_]{0,63}(\.[A-Za-z0-9_]{1,64}){0,3}")
-_PATH = re.compile(r"(?!__)[A-Za-z0-9_]{1,128}(\.(?!__)[A-Za-z0-9_]{1,128}){0,31}")
+_PATH = re.compile(r"(?=.{1,512}\Z)(?!__)[A-Za-z0-9_]{1,128}(\.(?!__)[A-Za-z0-9_]{1,128}){0,31}")
 _SYMBOL = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _WORD = re.compile(r"[a-z_]{0,32}|[A-Za-z.,> -]{1,64}")  # a mode ("tanh"), or an einsum equation
 _MINUSES = re.compile(r"-\s*-")
@@ -89,14 +89,9 @@ def operator(name: Json) -> str:
     return name
 
 
-@lru_cache(maxsize=16384)
-def _path(name: str) -> bool:
-    return len(name) <= 512 and _PATH.fullmatch(name) is not None
-
-
 def path(name: Json, what: str) -> str:
     """A dotted name: of a tensor, or of a module (`what` says which)."""
-    if not isinstance(name, str) or not _path(name):
+    if not isinstance(name, str) or not _PATH.fullmatch(name):
         raise bad(f"{shown(name)}, which is not the name of a {what}")
     return name
 
