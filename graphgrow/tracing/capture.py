@@ -26,6 +26,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from graphgrow import ops
 from graphgrow.errors import TraceError
+from graphgrow.tracing.guards import assumed
 
 Inputs = Mapping[str, Tensor]
 
@@ -159,12 +160,18 @@ def _fake_copy(model: nn.Module, mode: FakeTensorMode, change: tuple[torch.dtype
 
 
 def _export_dynamic(model: nn.Module, inputs: Inputs, training: bool) -> tuple[Any, ExportedProgram]:
-    """Batch and sequence as dynamic sizes, under one name for all inputs if the model allows it."""
+    """Batch and sequence as dynamic sizes, under one name for all inputs if the model allows it. A dimension is fixed
+    where the capture holds for some of its sizes only."""
     error: Exception | None = None
     for batch in (Dim("batch"), Dim.AUTO):
         shapes = {name: _dynamic(value, batch) for name, value in inputs.items()}
         try:
-            return shapes, _export(model, inputs, shapes, training)
+            exported = _export(model, inputs, shapes, training)
+            while restricted := assumed(exported):
+                for place, dim in restricted:
+                    del shapes[list(inputs)[place]][dim]
+                exported = _export(model, inputs, shapes, training)
+            return shapes, exported
         except Exception as caught:  # noqa: BLE001  the exporter raises whatever the model's code does
             error = error or caught
     assert error is not None
