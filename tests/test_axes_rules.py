@@ -119,6 +119,14 @@ CASES: dict[str, Case] = {
     "weight norm of all": Case(
         lambda x, v, g: F.linear(x, ATEN._weight_norm(v, g, -1)), ((5, HIDDEN), ()), ("a", "b a", "")
     ),
+    # what can't be cut or picked from part by part keeps its size; other dimensions are left alone
+    "gather from parts": Case(
+        lambda x, y, w: torch.cat([x, x * w], 1).gather(1, y[:, None]), ((HIDDEN,),), ("a!", "a!"), LABELS
+    ),
+    "reshape across parts": Case(
+        lambda x, v, w: torch.cat([x[:, :, None] * v, (w * v).expand(len(x), 5, 5)], 1).reshape(-1, 3, 4, 5),
+        ((5,), (5, 1)), ("a!", "b", "c!"),
+    ),
     # windows of one point: they keep space where they meet each position once
     "point": Case(lambda x, w: F.conv1d(x[:, None], w)[:, 0], ((1, 1, 1),), ("a", "")),
     "point, same": Case(lambda x, w: F.conv1d(x[:, None], w, padding="same")[:, 0], ((1, 1, 1),), ("a", "")),

@@ -173,6 +173,31 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Keeping(nn.Module):
+    """Keeps what it computed for the next call."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.kept = (torch.zeros(2), None)
+
+    def forward(self, x):
+        self.kept = (self.layer(x), x.shape)
+        return self.kept[0]
+
+
+def test_what_a_model_keeps_is_its_own():
+    model = Keeping()
+    before = model.kept
+    torch.testing.assert_close(trace(model, X, check=False).module()(X), model.layer(X))
+    assert model.kept is before
+
+
+def test_failed_captures_are_told_once(capfd):
+    refused(TraceError, Branching(), X)
+    assert capfd.readouterr() == ("", "")
+
+
 class Branch(nn.Module):
     """Goes by a size: by `goes` it runs another way."""
 
