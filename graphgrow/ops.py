@@ -42,6 +42,7 @@ def kind(op: str) -> str:
 def _rows(kind: str, names: str | Iterable[str], signature: str = "", zero: Zero = "") -> None:
     for name in names.split() if isinstance(names, str) else names:
         full = name if "." in name else f"{name}.default"
+        assert f"aten.{full}" not in TABLE, f"two rows for {full}"
         TABLE[f"aten.{full}"] = Row(kind, signature, zero)
 
 
@@ -49,7 +50,7 @@ def _rows(kind: str, names: str | Iterable[str], signature: str = "", zero: Zero
 _rows(
     "pointwise",
     """abs neg relu relu6 gelu silu mish tanh sin sinh asinh atan erf sqrt sign floor ceil round trunc expm1 log1p
-    tan leaky_relu elu selu celu hardtanh hardswish softsign softshrink hardshrink tanhshrink to.dtype detach
+    tan leaky_relu elu selu celu hardtanh hardswish softshrink hardshrink to.dtype detach
     clone dropout feature_dropout alpha_dropout rrelu square add.Tensor sub.Tensor rsub.Tensor add.Scalar
     sub.Scalar rsub.Scalar maximum minimum max.other min.other nan_to_num conj real imag
     conj_physical angle sgn positive isnan isinf logical_or bitwise_or.Tensor bitwise_xor.Tensor __or__.Tensor
@@ -70,7 +71,7 @@ _rows(
     softplus rsqrt reciprocal erfc erfinv logit clamp clamp.Tensor clamp_min clamp_max clamp_min.Tensor
     clamp_max.Tensor eq.Scalar eq.Tensor ne.Scalar ne.Tensor lt.Scalar lt.Tensor le.Scalar le.Tensor gt.Scalar
     gt.Tensor ge.Scalar ge.Tensor logical_not bitwise_not where.self where.ScalarOther where.ScalarSelf
-    where.Scalar masked_fill.Scalar masked_fill.Tensor threshold log_sigmoid atan2 hypot xlogy polar complex
+    where.Scalar masked_fill.Scalar masked_fill.Tensor threshold log_sigmoid atan2 hypot xlogy.Tensor polar complex
     bernoulli.p bernoulli isfinite lerp.Tensor addcmul addcdiv logaddexp""",
 )
 _rows("like", "zeros_like ones_like full_like empty_like rand_like randn_like uniform exponential normal_functional")
@@ -160,7 +161,7 @@ _rows("searchsorted", "bucketize.Tensor searchsorted.Tensor")
 _rows(
     "pool",
     """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d lp_pool2d upsample_nearest1d.vec
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d upsample_nearest1d.vec
     upsample_nearest2d.vec upsample_nearest3d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec
     upsample_linear1d.vec upsample_trilinear3d.vec upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
     _upsample_bilinear2d_aa.vec _upsample_bicubic2d_aa.vec grid_sampler max_pool2d_with_indices""",
@@ -168,7 +169,8 @@ _rows(
 _rows(
     "opaque",
     """im2col col2im unfold nonzero_static cdist histc fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2
-    fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn stft istft""",
+    fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn stft istft lstm.input gru.input rnn_tanh.input rnn_relu.input
+    lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell cosine_similarity embedding_bag.padding_idx affine_grid_generator""",
 )
 
 # The one operator that stays in place: a buffer that counts batches.

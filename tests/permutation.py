@@ -67,7 +67,8 @@ def _moved(tensor: Tensor, terms: tuple[Term, ...], resizing: Resizing) -> Tenso
 def run(program: Program, inputs: dict[str, Tensor]) -> list[Tensor]:
     with torch.no_grad():
         given = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
-        return list(pytree.tree_leaves(lowered(program, program.tensors, torch.float64)(**given)))
+        outputs = pytree.tree_leaves(lowered(program, program.tensors, torch.float64)(**given))
+    return [output for output in outputs if isinstance(output, Tensor)]
 
 
 def permutable(program: Program) -> list[Named]:

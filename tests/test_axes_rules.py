@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphgrow import ops
+from graphgrow.module.lowering import overload
 from graphgrow.program import Program
 from graphgrow.tracing import trace
 from tests.permutation import permutes
@@ -146,6 +148,12 @@ def test_terms(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_permutation(case: str) -> None:
     permutes(CASES[case].program())
+
+
+def test_every_row_is_of_an_operator_that_there_is() -> None:
+    for name in ops.TABLE:
+        if name.startswith("aten."):
+            overload(name)
 
 
 class Labelled(nn.Module):
