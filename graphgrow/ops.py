@@ -42,6 +42,7 @@ def kind(op: str) -> str:
 def _rows(kind: str, names: str | Iterable[str], signature: str = "", zero: Zero = "") -> None:
     for name in names.split() if isinstance(names, str) else names:
         full = name if "." in name else f"{name}.default"
+        assert f"aten.{full}" not in TABLE, f"two rows for {full}"
         TABLE[f"aten.{full}"] = Row(kind, signature, zero)
 
 
@@ -73,7 +74,7 @@ _rows(
     where.Scalar masked_fill.Scalar masked_fill.Tensor threshold log_sigmoid atan2 hypot xlogy.Tensor polar complex
     bernoulli.p bernoulli isfinite lerp.Tensor addcmul addcdiv logaddexp""",
 )
-_rows("like", "zeros_like ones_like full_like empty_like rand_like randn_like")
+_rows("like", "zeros_like ones_like full_like empty_like rand_like randn_like uniform exponential normal_functional")
 
 # Contractions: an einsum over the operands, then a bias that is broadcast.
 _rows("contraction", "linear", "*i, oi -> *o")
@@ -165,7 +166,12 @@ _rows(
     upsample_linear1d.vec upsample_trilinear3d.vec upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
     _upsample_bilinear2d_aa.vec _upsample_bicubic2d_aa.vec grid_sampler max_pool2d_with_indices""",
 )
-_rows("opaque", "im2col col2im unfold fft_fft fft_rfft fft_irfft fft_fft2 nonzero_static cdist histc")
+_rows(
+    "opaque",
+    """im2col col2im unfold nonzero_static cdist histc fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2
+    fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn stft istft lstm.input gru.input rnn_tanh.input rnn_relu.input
+    lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell cosine_similarity embedding_bag.padding_idx affine_grid_generator""",
+)
 
 # The one operator that stays in place: a buffer that counts batches.
 _rows("counter", "add_.Tensor")

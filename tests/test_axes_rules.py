@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphgrow import ops
+from graphgrow.module.lowering import overload
 from graphgrow.program import Program
 from graphgrow.tracing import trace
 from tests.permutation import permutes
@@ -119,6 +121,14 @@ CASES: dict[str, Case] = {
     "weight norm of all": Case(
         lambda x, v, g: F.linear(x, ATEN._weight_norm(v, g, -1)), ((5, HIDDEN), ()), ("a", "b a", "")
     ),
+    # what can't be cut or picked from part by part keeps its size; other dimensions are left alone
+    "gather from parts": Case(
+        lambda x, y, w: torch.cat([x, x * w], 1).gather(1, y[:, None]), ((HIDDEN,),), ("a!", "a!"), LABELS
+    ),
+    "reshape across parts": Case(
+        lambda x, v, w: torch.cat([x[:, :, None] * v, (w * v).expand(len(x), 5, 5)], 1).reshape(-1, 3, 4, 5),
+        ((5,), (5, 1)), ("a!", "b", "c!"),
+    ),
     # windows of one point: they keep space where they meet each position once
     "point": Case(lambda x, w: F.conv1d(x[:, None], w)[:, 0], ((1, 1, 1),), ("a", "")),
     "point, same": Case(lambda x, w: F.conv1d(x[:, None], w, padding="same")[:, 0], ((1, 1, 1),), ("a", "")),
@@ -138,6 +148,12 @@ def test_terms(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_permutation(case: str) -> None:
     permutes(CASES[case].program())
+
+
+def test_every_row_is_of_an_operator_that_there_is() -> None:
+    for name in ops.TABLE:
+        if name.startswith("aten."):
+            overload(name)
 
 
 class Labelled(nn.Module):

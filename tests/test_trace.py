@@ -173,6 +173,66 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Keeping(nn.Module):
+    """Keeps what it computed for the next call."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.kept = (torch.zeros(2), None)
+
+    def forward(self, x):
+        self.kept = (self.layer(x), x.shape)
+        return self.kept[0]
+
+
+def test_what_a_model_keeps_is_its_own():
+    model = Keeping()
+    before = model.kept
+    torch.testing.assert_close(trace(model, X, check=False).module()(X), model.layer(X))
+    assert model.kept is before
+
+
+def test_failed_captures_are_told_once(capfd):
+    refused(TraceError, Branching(), X)
+    assert capfd.readouterr() == ("", "")
+
+
+class Branch(nn.Module):
+    """Goes by a size: by `goes` it runs another way."""
+
+    def __init__(self, goes):
+        super().__init__()
+        self.goes = goes
+
+    def forward(self, x):
+        return x.cumsum(1) if self.goes(*x.shape) else x * 2
+
+
+LONG, SHORT, FEW = (lambda _, length: length > 5), (lambda _, length: length < 9), (lambda batch, _: batch < 4)
+PARTS = [("long", LONG, (2, 7), (2, 5)), ("short", SHORT, (2, 7), (2, 9)), ("few", FEW, (2, 7), (4, 7))]
+
+
+@pytest.mark.parametrize(("goes", "traced", "beyond"), [case[1:] for case in PARTS], ids=[case[0] for case in PARTS])
+def test_sizes_beyond_a_branch_are_refused(goes, traced, beyond):
+    """The other branch was not traced."""
+    model, module = Branch(goes), trace(Branch(goes), torch.randint(9, traced)).module()
+    for size in (6, 7, 8):
+        x = torch.randint(9, (2, size))
+        assert torch.equal(module(x), model(x))
+    with pytest.raises(OptionError, match="was not traced"):
+        module(torch.randint(9, beyond))
+
+
+def test_a_size_that_decides_otherwise_is_fixed():
+    """Odd lengths go one way, even ones another: there is no range for that."""
+    model = Branch(lambda _, length: length % 2)
+    program = trace(model, torch.randint(9, (2, 7)))
+    assert list(program.graph.symbols) == ["batch"]
+    exported = torch.export.export(model, (torch.randint(9, (2, 7)),), dynamic_shapes=({1: torch.export.Dim.AUTO},))
+    assert "some sizes only" in refused(TraceError, exported).found
+
+
 @pytest.mark.parametrize("how", ["hook", "parametrization"])
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 def test_weight_norm(how):

@@ -12,7 +12,7 @@ from graphgrow.axes.names import Named, name_atoms
 from graphgrow.axes.rules import RULES, Result, opaque, tensors
 from graphgrow.axes.state import Contraction, Literal, Lookup, State, freeze_all, fresh, place
 from graphgrow.axes.term import UNIT, Atom, Product, Sum, Term
-from graphgrow.axes.terms import Axis, Conflict, order
+from graphgrow.axes.terms import Axis, Conflict, freeze, order
 from graphgrow.axes.text import table
 from graphgrow.graph import Graph, Node, TensorType
 
@@ -126,6 +126,12 @@ class _Reader:
             for c in state.contractions
         )
         lookups = tuple((lookup, self.term(lookup.axis)) for lookup in state.lookups)
+        for lookup, term in lookups:
+            if not (
+                lookup.own or isinstance(term, Atom)
+            ):  # an index tells the parts' units by their place in the whole
+                self.marks.append((term, lookup.axis.root()))
+                freeze(lookup.axis, f"{place(lookup.node)} picks by number from a dimension of several parts")
         self._spread()
         frozen = {atom: tuple(reasons) for atom, reasons in self.frozen.items()}
         ordered = {atom: tuple(reasons) for atom, reasons in self.ordered.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphgrow import sizes
 from graphgrow.axes.rules import Result, rule, tensors
-from graphgrow.axes.state import Shape, State, fresh, meet, pin, place, unified
+from graphgrow.axes.state import Shape, State, freeze_all, fresh, meet, pin, place, unified
 from graphgrow.axes.terms import UNIT, Axis, Conflict, atom, cut, freeze, order, product, split, total
 from graphgrow.graph import Node
 from graphgrow.sizes import Dim, Size
@@ -13,13 +13,14 @@ from graphgrow.sizes import Dim, Size
 @rule("reshape")
 def _reshape(state: State, node: Node) -> Result:
     shape = state.shape(node.args[0])
-    result = reshaped(shape, node.shape)
+    result = _reshaped(node, shape)
     state.bind_sizes(node, 1, result)
     return result
 
 
-def reshaped(shape: Shape, target: tuple[Dim, ...]) -> Shape:
+def _reshaped(node: Node, shape: Shape) -> Shape:
     """`shape` seen with other sizes: dimensions in groups of equal product, each one product."""
+    target = node.shape
     sources = [axis for axis in shape if axis is not UNIT and axis.size != 1][::-1]
     wanted = [size for size in target if size != 1][::-1]
     found: list[Axis] = []
@@ -32,7 +33,7 @@ def reshaped(shape: Shape, target: tuple[Dim, ...]) -> Shape:
                 group_out.append(wanted.pop())
             else:
                 raise Conflict(f"a reshape of {left} elements into {right}")
-        found += _group(product(group_in), group_out)
+        found += _group(node, group_in, group_out)
     kept = iter(found)
     return tuple(next(kept) if size != 1 else UNIT for size in target)
 
@@ -44,11 +45,17 @@ def _grows(left: Dim, right: Dim) -> bool:
     return sizes.exact_div(right, left) is not None or sizes.exact_div(left, right) is None
 
 
-def _group(axis: Axis, target: list[Dim]) -> list[Axis]:
-    parts: list[Axis] = []
-    for index, size in enumerate(target[:-1]):
-        outer, axis = split(axis, size, sizes.total(target[index + 1 :]))
-        parts.append(outer)
+def _group(node: Node, axes: list[Axis], target: list[Dim]) -> list[Axis]:
+    """The product of some dimensions, cut otherwise. Where that can't be, they keep their sizes."""
+    axis, parts = product(axes), list[Axis]()
+    try:
+        for index, size in enumerate(target[:-1]):
+            outer, axis = split(axis, size, sizes.total(target[index + 1 :]))
+            parts.append(outer)
+    except Conflict as conflict:
+        made = [atom(size) for size in target]
+        freeze_all((*axes, *made), f"{place(node)}: {conflict}")
+        return made
     return [*parts, axis]
 
 

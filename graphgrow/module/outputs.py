@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.utils import _pytree as pytree  # torch.utils offers it under no other name
 
+from graphgrow.errors import OptionError
+
 _Value = TypeVar("_Value")
 
 
@@ -37,6 +39,13 @@ def count(counter: Tensor, training: bool, train: int, evaluation: int) -> Tenso
     """Advance a counter in place, which is not touched where it advances by nothing."""
     step = train if training else evaluation
     return counter.add_(step) if step else counter
+
+
+def within(size: int, name: str, low: int, high: int | None) -> None:
+    """Raise OptionError for a dynamic size beyond what the model was traced for: a branch of its code may lie there."""
+    if size < low or (high is not None and size > high):
+        fix = f"give at least {low}" + (f" and at most {high}" if high is not None else "")
+        raise OptionError(found=f"a {name} of {size}, which was not traced", fix=fix)
 
 
 def _flatten(outputs: Outputs) -> tuple[list[Any], list[str]]:

@@ -13,7 +13,9 @@ from torch import nn
 from graphgrow.graph import Node
 from graphgrow.module.code import Code
 from graphgrow.module.lowering import Lowering
+from graphgrow.module.outputs import within
 from graphgrow.module.tree import number_blocks, reach
+from graphgrow.sizes import symbol
 
 Method = Callable[..., Any]
 
@@ -51,6 +53,9 @@ class Scopes:
         code = Code(self.lowering, self.owner(""))
         for node in graph.inputs:
             code.placeholder(node.name)
+        for name, origin in graph.symbols.items():
+            if origin.low > 1 or origin.high is not None:
+                code.call("within", within, code.size(symbol(name)), name, origin.low, origin.high)
         self.body(code, "", self.lowering.live)
         self.calls[""] = [code.function(self.root, code.structure(graph.outputs))]
         number_blocks(self.root)

@@ -16,6 +16,7 @@ from graphgrow.program import Program
 from graphgrow.tracing.agreement import require_agreement
 from graphgrow.tracing.capture import Captured, bind, capture
 from graphgrow.tracing.convert import Converted, convert
+from graphgrow.tracing.guards import assumed
 from graphgrow.tracing.merge import merge
 from graphgrow.tracing.source import Model, resolve
 from graphgrow.tracing.tensors import Named, named, renamed, snapshot
@@ -104,6 +105,9 @@ def _require_known(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
 
 def _from_exported(exported: ExportedProgram) -> Program:
     """A program of an exported one, as it is: in the mode and the data types that it was exported in."""
+    if conditions := [*assumed(exported).values()]:
+        fix = "export it with that dimension static"
+        raise TraceError(found=f"an exported program that holds for some sizes only: {conditions[0]}", fix=fix)
     converted = convert(exported)
     dtypes = {tensor.dtype for tensor in exported.parameters() if tensor.is_floating_point()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32

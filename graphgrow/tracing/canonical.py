@@ -295,10 +295,11 @@ def _weight_norm(draft: Draft, node: Node) -> Argument:
     return draft.append(_named(draft, node, "mul.Tensor", direction, factor))
 
 
-@rule("bernoulli.float")
+@rule("bernoulli.float", "normal.default")
 def _drawn(draft: Draft, node: Node) -> Argument:
-    """`x.bernoulli_(p)`, whose plain form has another name."""
-    return draft.append(_named(draft, node, "bernoulli.p", *node.args[:2]))
+    """`x.bernoulli_(p)` and `x.normal_()`, whose plain forms have other names."""
+    plain = {"aten.bernoulli.float": "bernoulli.p", "aten.normal.default": "normal_functional.default"}[node.op]
+    return draft.append(_named(draft, node, plain, *node.args))
 
 
 @rule("fill_.Scalar", "zero_.default", "fill_.Tensor", "copy_.default")

@@ -13,10 +13,12 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import sys
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from graphgrow import ops
 from graphgrow.errors import TraceError
+from graphgrow.tracing.guards import assumed
 
 Inputs = Mapping[str, Tensor]
 
@@ -159,12 +162,18 @@ def _fake_copy(model: nn.Module, mode: FakeTensorMode, change: tuple[torch.dtype
 
 
 def _export_dynamic(model: nn.Module, inputs: Inputs, training: bool) -> tuple[Any, ExportedProgram]:
-    """Batch and sequence as dynamic sizes, under one name for all inputs if the model allows it."""
+    """Batch and sequence as dynamic sizes, under one name for all inputs if the model allows it. A dimension is fixed
+    where the capture holds for some of its sizes only."""
     error: Exception | None = None
     for batch in (Dim("batch"), Dim.AUTO):
         shapes = {name: _dynamic(value, batch) for name, value in inputs.items()}
         try:
-            return shapes, _export(model, inputs, shapes, training)
+            exported = _export(model, inputs, shapes, training)
+            while restricted := assumed(exported):
+                for place, dim in restricted:
+                    del shapes[list(inputs)[place]][dim]
+                exported = _export(model, inputs, shapes, training)
+            return shapes, exported
         except Exception as caught:  # noqa: BLE001  the exporter raises whatever the model's code does
             error = error or caught
     assert error is not None
@@ -180,29 +189,30 @@ def _dynamic(value: Tensor, batch: Any) -> dict[int, Any]:
 
 
 def _export(model: nn.Module, inputs: Inputs, shapes: Any, training: bool) -> ExportedProgram:
-    modes = {module: module.training for module in model.modules()}
+    before = {module: dict(vars(module)) for module in model.modules()}
     try:
-        if training != model.training or any(mode != training for mode in modes.values()):
-            model.train(training)
+        model.train(training)
         with _quiet():
             return export(model, (), kwargs=dict(inputs), dynamic_shapes=shapes, strict=False)
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module, attributes in before.items():  # the mode, and what forward() keeps for the next call
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """No warnings and errors from torch's loggers: what fails is raised, and told once. Those that somebody wants to
-    tell more (TORCH_LOGS) are left alone."""
+    """No warnings and errors from torch's loggers, and no graphs on the screen: what fails is raised, and told once.
+    Loggers that somebody wants to tell more (TORCH_LOGS) are left alone."""
     loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch"]
     levels = {logger: logger.level for logger in loggers if logger.level >= logging.WARNING}
     try:
         for logger in levels:
             logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()) as said:
             warnings.simplefilter("ignore")
             yield
+        sys.stderr.write(said.getvalue())
     finally:
         for logger, level in levels.items():
             logger.setLevel(level)

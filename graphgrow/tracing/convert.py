@@ -151,9 +151,10 @@ def _name_symbols(draft: Draft, exported: ExportedProgram, inputs: Mapping[fx.No
             while name in used:
                 name, count = f"{wanted}{count}", count + 1
             bounds = exported.range_constraints.get(expression)
+            low = int(bounds.lower) if bounds is not None and bounds.lower > 2 else 1  # the exporter's least is two
             high = int(bounds.upper) if bounds is not None and bounds.upper.is_Integer else None
             draft.symbols[expression] = name
-            draft.origins[name] = Origin(input_name, dim, 1, high)
+            draft.origins[name] = Origin(input_name, dim, low, high)
 
 
 def size_of(draft: Draft, size: Any) -> Dim:
