@@ -89,16 +89,15 @@ class Widen(Pass):
             return list(select(program.axes, self.axis, self.name))
         found = [axis for axis in program.axes.named if axis.role in WIDE and axis.inner and not axis.frozen]
         if not found:
-            roles = dict.fromkeys(axis.role for axis in program.axes.named if not axis.frozen)
+            roles = [*dict.fromkeys(axis.role for axis in program.axes.named if not axis.frozen)]
+            other = next((role for role in WIDE if role in roles), "NAME")
             raise Refusal(
                 found="no inner axis of an MLP or a convolution block: one that weights emit and sum over, no residual "
                 "stream, and seen neither in inputs nor outputs",
-                where=f"a program whose axes are {', '.join(roles)}"
+                where=f"a program with the axes {', '.join(roles)}"
                 if roles
-                else "a program whose axes are all frozen",
-                fix=f"name another one: widen:axis={next((role for role in WIDE if role in roles), 'NAME')}"
-                if roles
-                else "see `graphgrow axes` for the reasons",
+                else "a program without axes that can grow",
+                fix=f"name another axis, widen:axis={other}: `graphgrow axes` lists them",
             )
         return found
 

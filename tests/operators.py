@@ -158,7 +158,9 @@ class _All(nn.Module):
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.other = nn.Parameter(torch.zeros((), dtype=torch.float64))  # weights of two types: captured once, not twice
+        self.other = nn.Parameter(
+            torch.zeros((), dtype=torch.float64)
+        )  # weights of two types: captured once, not twice
 
     def forward(self, x: Tensor) -> Any:
         return [part(x) for part in self.parts]
