@@ -38,7 +38,9 @@ class Widen(Pass):
     name: ClassVar[str] = "widen"
     claim: ClassVar[Literal["Exact"]] = "Exact"
 
-    axis: str = option("role, name or glob of the axes to grow; auto: all inner mlp and channels axes", default=DEFAULT)
+    axis: str = option(
+        "role, name, glob or re:EXPRESSION of the axes to grow; auto: all inner mlp and channels", default=DEFAULT
+    )
     to: int | None = option("new number of units", default=None)
     factor: float | None = option("new number of units as a multiple of the old (2 if neither is given)", default=None)
     multiple_of: int = option("round the new number of units up to a multiple of this", default=1)
@@ -64,7 +66,7 @@ class Widen(Pass):
         sizes = {axis.atom: self._size(axis) for axis in chosen}
         grown = {atom: size for atom, size in sizes.items() if size != atom.size}
         if not grown:
-            raise Refusal(found=f"{self.spec}: all {len(sizes)} axes have that size already", fix="give a larger one")
+            raise Refusal(found=f"{self.spec}: all chosen axes have that size already", fix="give a larger one")
         if self.axis == DEFAULT:
             grown = self._without_obstacles(rewriter, chosen, grown)
         rewriter.grow(grown, self.init)

@@ -31,7 +31,7 @@ def check(
             from graphgrow.report.values import certificate_value
             from graphgrow.verify import check
 
-            with _advised(advice):
+            with located(f"{old} and {new}"), _advised(advice):
                 found = check(before, after, seed=seed)
         shown.emit({"old": old, "new": new, "holds": found.holds, "certificate": certificate_value(found)})
         shown.show(certificate_table(found))

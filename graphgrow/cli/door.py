@@ -125,7 +125,7 @@ def _usage(error: Any) -> GraphgrowError:
         message, near = message[: found.start()], f"use {found['names']}\n"
     fix = f"{near}{path} --help shows how it is used"
     if path.endswith(" apply") and "extra argument" in message:
-        fix = f"give passes with --pass: {path} --pass widen model.pt"
+        fix = f"give one model, and passes with --pass: {path} --pass widen model.pt"
     return GraphgrowError(found=message.rstrip("."), where=path, fix=fix)
 
 
