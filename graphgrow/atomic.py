@@ -65,6 +65,8 @@ def _beside(target: Path, needed: int | None) -> Generator[Path, None, None]:
     """A free name next to `target`, cleared away on the way out; errors of the disk become FileErrors."""
     if not target.parent.is_dir():
         raise FileError(found=f"no folder {target.parent}", where=str(target), fix="make it, or name another one")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise _denied(target)
     if needed is not None and needed > shutil.disk_usage(target.parent).free:
         raise _no_space(target, needed)
     temporary = _hidden(target)
@@ -75,11 +77,16 @@ def _beside(target: Path, needed: int | None) -> Generator[Path, None, None]:
         if _is_full(error, target.parent):
             raise _no_space(target, needed) from error
         if isinstance(error, OSError) and error.errno in _DENIED and _concerns(error, temporary):
-            fix = "name another place, or change its permissions"
-            raise FileError(found="no permission to write", where=str(target), fix=fix) from error
+            raise _denied(target) from error
         raise
     finally:
         _remove(temporary)
+
+
+def _denied(target: Path) -> FileError:
+    return FileError(
+        found="no permission to write", where=str(target), fix="name another place, or change its permissions"
+    )
 
 
 def _hidden(target: Path) -> Path:

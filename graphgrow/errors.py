@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 from typing import Self
@@ -60,6 +61,16 @@ class OptionError(GraphgrowError):
         """The error for an unknown `name` of a `kind` ("pass", "axis"): the nearest names, then all."""
         names = sorted(set(known))
         return cls(found=f"{name!r}, which is not a known {kind}", where=where, fix=_advice(name, names, kind))
+
+
+@contextmanager
+def located(place: str) -> Generator[None]:
+    """Errors that name no place get this one."""
+    try:
+        yield
+    except GraphgrowError as error:
+        error.where = error.where or place
+        raise
 
 
 def _advice(name: str, names: list[str], kind: str) -> str:

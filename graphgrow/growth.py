@@ -29,7 +29,9 @@ class Growth(Pass):
     roles: ClassVar[tuple[str, ...]]  # of the axes that are grown when none is named
     inner: ClassVar[bool] = False  # of these only axes that carry no residual stream and are not seen outside
 
-    axis: str = option("role, name or glob of the axes to grow; auto: all that this pass is for", default=AUTO)
+    axis: str = option(
+        "role, name, glob or re:EXPRESSION of the axes to grow; auto: all that this pass is for", default=AUTO
+    )
     to: int | None = option("new number of units", default=None)
     factor: float | None = option("new number of units as a multiple of the old (2 if neither is given)", default=None)
     multiple_of: int = option("round the new number of units up to a multiple of this", default=1)
@@ -65,7 +67,7 @@ class Growth(Pass):
         wanted = {axis.atom: self.size(axis) for axis in chosen}
         grown = {atom: size for atom, size in wanted.items() if size != atom.size}
         if not grown:
-            raise Refusal(found=f"{self.spec}: all {len(wanted)} axes have that size already", fix="give a larger one")
+            raise Refusal(found=f"{self.spec}: all chosen axes have that size already", fix="give a larger one")
         if self.axis == AUTO:
             grown = self._possible(rewriter, chosen, grown)
         self.grow(rewriter, grown)
@@ -124,9 +126,13 @@ class Growth(Pass):
         roles = dict.fromkeys(axis.role for axis in program.axes.named if not axis.frozen)
         near = next((role for role in self.roles if role in roles), "NAME")
         if not roles:
-            return Refusal(found=f"no {what}", where="a program whose axes are all frozen", fix=_REASONS)
-        where = f"a program whose axes are {', '.join(roles)}"
-        return Refusal(found=f"no {what}", where=where, fix=f"name another one: {self.name}:axis={near}")
+            return Refusal(found=f"no {what}", where="a program without axes that can grow", fix=_REASONS)
+        where = f"a program with the axes {', '.join(roles)}"
+        return Refusal(
+            found=f"no {what}",
+            where=where,
+            fix=f"name another axis, {self.name}:axis={near}: `graphgrow axes` lists them",
+        )
 
     def size(self, axis: Named) -> int:
         """The new number of units of an axis."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import fnmatch
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -19,7 +20,7 @@ from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin, get
 from graphgrow.axes import Axes
 from graphgrow.axes.names import Named
 from graphgrow.certificate import Claim
-from graphgrow.errors import OptionError
+from graphgrow.errors import OptionError, located
 from graphgrow.program import Program
 from graphgrow.rewrite import Rewriter
 from graphgrow.verify import certify
@@ -48,8 +49,8 @@ class Pass(ABC):
             value = getattr(self, item.name)
             if not _fits(value, hints[item.name]):
                 raise OptionError(found=f"{self.name}:{item.name}={value!r}", fix=f"give {_kind(hints[item.name])}")
-        if self.seed < 0:
-            raise OptionError(found=f"{self.name}:seed={self.seed}", fix="give a seed of 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise OptionError(found=f"{self.name}:seed={self.seed}", fix="give a seed from 0 to 2**32 - 1")
 
     @abstractmethod
     def rewrite(self, rewriter: Rewriter) -> None:
@@ -58,7 +59,8 @@ class Pass(ABC):
     def __call__(self, program: Program) -> Program:
         """The rewritten program, with a certificate; `program` stays what it was. Raises Refusal or CheckFailed."""
         rewriter = Rewriter(program, self.seed)
-        self.rewrite(rewriter)
+        with located(self.spec):
+            self.rewrite(rewriter)
         new = rewriter.program
         certificate = certify(program, new, spec=self.spec, claim=self.claim, seed=self.seed)
         certificate = certificate.model_copy(update={"notes": tuple(rewriter.notes)})
@@ -173,7 +175,8 @@ def available() -> dict[str, str]:
     """Every pass that is installed: its name and where its class is."""
     found: dict[str, str] = {}
     for entry in entry_points(group=GROUP):
-        table: Mapping[str, str] = entry.load()
+        with _importing(entry.value):
+            table: Mapping[str, str] = entry.load()
         for name, target in table.items():
             if found.setdefault(name, target) != target:
                 raise OptionError(found=f"two passes called {name!r}: {found[name]} and {target}", fix="uninstall one")
@@ -186,24 +189,40 @@ def find(name: str) -> type[Pass]:
     if name not in known:
         raise OptionError.unknown("pass", name, known)
     module, _, attribute = known[name].partition(":")
-    return getattr(import_module(module), attribute)
+    with _importing(known[name]):
+        return getattr(import_module(module), attribute)
+
+
+@contextmanager
+def _importing(target: str) -> Generator[None]:
+    try:
+        yield
+    except (ImportError, AttributeError) as error:
+        found = f"passes that can't be imported from {target}: {error}"
+        fix = "mend or uninstall the package that they come from"
+        raise OptionError(found=found, where=f"the entry points {GROUP}", fix=fix) from error
 
 
 def parse_pass(spec: str, seed: int | None = None) -> Pass:
     """A pass from its spec, `name` or `name:key=value,key="a,b"`; `seed` is for a spec that has none."""
     name, _, text = spec.partition(":")
+    with located(spec):
+        found = find(name.strip())
+        options = _options(name, text)
+        return found.parse(options if seed is None else {"seed": str(seed), **options})
+
+
+def _options(name: str, text: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for part in filter(None, _cut(text, ",")):
         key, equals, value = (word.strip() for word in part.partition("="))
         if not equals:
-            fix = f"write options as key=value: {name}:{key}=...\na value with a comma goes in double quotes"
-            raise OptionError(found=f"{part!r} in {spec!r}", fix=fix)
+            fix = f"write options as {name}:key=value, and a value that has a comma in double quotes"
+            raise OptionError(found=f"{part!r}, which is no option", fix=fix)
         if key in options:
-            raise OptionError(found=f"{key!r} twice in {spec!r}", fix="give each option once")
+            raise OptionError(found=f"the option {key!r} twice", fix="give each option once")
         options[key] = value
-    if seed is not None:
-        options.setdefault("seed", str(seed))
-    return find(name.strip()).parse(options)
+    return options
 
 
 @dataclass(frozen=True)
@@ -234,12 +253,17 @@ def select(axes: Axes, pattern: str, owner: str) -> Sequence[Named]:
     """The axes that a pattern means: a role (`mlp`), a name (`mlp@blocks.0`), a glob over names, or `re:` a regular
     expression. Raises OptionError when it means none, with the nearest names."""
     named = axes.named
+    if not named:
+        fix = "choose another model"
+        raise OptionError(found=f"no axis for {owner}: the outputs depend on no parameter", fix=fix)
     chosen = [axis for axis in named if axis.name == pattern] or [axis for axis in named if axis.role == pattern]
     if not chosen and pattern.startswith("re:"):
         try:
             chosen = [axis for axis in named if re.search(pattern[3:], axis.name)]
         except re.error as error:
-            raise OptionError(found=f"{pattern!r}, which is no regular expression: {error}", where=owner) from None
+            raise OptionError(
+                found=f"{pattern!r}, which is no regular expression: {error}", fix="mend it, or write a glob"
+            ) from None
     elif not chosen:
         chosen = [axis for axis in named if fnmatch.fnmatchcase(axis.name, pattern)]
     if not chosen:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from graphgrow.cli import app
 from graphgrow.program import Program
+from graphgrow.tracing import trace
 from tests.programs import traced
 
 RUN = CliRunner()
@@ -284,6 +286,7 @@ ERRORS = [
     ("axes FACTORY:broken", 1, "ValueError: no data", "arguments"),
     ("axes FACTORY:without_example", 1, "no example inputs", "(model, example_inputs)"),
     ("axes no.such.module:model", 1, "can't be imported", "import from here"),
+    ("axes ''", 2, "an empty name", "name a file"),
     ("axes", 2, "missing argument 'MODEL'", "graphgrow axes --help"),
     ("axes model.pt --al", 2, "no such option: --al", "use --all"),
     ("axis model.pt", 2, "no such command 'axis'", "use 'axes'"),
@@ -302,10 +305,16 @@ ERRORS = [
     ("apply model.pt --pass widen -o out.onnx", 2, "ends in '.onnx'", "out.pt"),
     ("apply model.pt --pass widen -o no/out.pt", 1, "no folder no", "mkdir -p no"),
     ("apply model.pt --pass widen -o empty", 1, "a folder where a file", "empty/model.pt"),
+    ("apply model.pt --pass widen -o model.pt/out.pt", 1, "model.pt, which is no folder", "another place"),
+    ("apply model.pt --pass widen --seed 99999999999999999999", 2, "seed=", "2**32"),
+    ("apply linear.pt --pass widen", 1, "no inner axis", "`graphgrow axes`"),
+    ("apply nothing.pt --pass widen:axis=mlp", 2, "no axis for widen", "another model"),
+    ("check model.pt model.pt --seed -1", 2, "--seed", "graphgrow check --help"),
+    ("apply model.pt --pass widen --at batch=0", 2, "batch=0", "at least 1"),
     ("apply model.pt --pass widen --seed x", 2, "--seed", "graphgrow apply --help"),
     ("apply model.pt --pass widen --at batch", 2, "--at batch", "--at batch=8"),
     ("apply model.pt --pass widen --at bach=3", 2, "not a known dynamic size", "'batch'"),
-    ("trace model.pt", 2, "no output file", "-o"),
+    ("trace model.pt", 2, "no output file", "-o model.traced.pt"),
     ("export model.pt", 2, "no output file", "-o model.onnx"),
     ("export model.pt -o out.onn", 2, "ends in '.onn'", ".onnx or .pt2 or .safetensors"),
     ("export model.pt -o out.pt2 --opset 18", 2, "--opset", "leave it out"),
@@ -319,6 +328,8 @@ def mistakes(folder, factory):
     Path("text.pt").write_text("hello")
     torch.save(nn.Linear(2, 2).state_dict(), "state.pt")
     torch.save(nn.Linear(2, 2), "pickle.pt")
+    for name, model in (("linear", nn.Linear(4, 2)), ("nothing", nn.Identity())):
+        trace(model, (torch.randn(3, 4),)).save(f"{name}.pt")
     whole = Path("model.pt").read_bytes()
     Path("cut.pt").write_bytes(whole[: len(whole) // 2])
     return factory
@@ -327,10 +338,11 @@ def mistakes(folder, factory):
 @pytest.mark.parametrize(("line", "code", "found", "do"), ERRORS, ids=[row[0] for row in ERRORS])
 def test_errors_say_what_was_found_and_what_to_do(mistakes, folder, line, code, found, do):
     before = files(folder)
-    result = run(*line.replace("FACTORY", mistakes).split(), code=code)
+    result = run(*shlex.split(line.replace("FACTORY", mistakes)), code=code)
     rows = {row[:5].strip(): row[7:] for row in result.stderr.splitlines() if row[:1] != " "}
 
     assert found in rows["found"]
+    assert rows["where"]
     assert do in result.stderr[result.stderr.index("\ndo ") :]
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
@@ -360,7 +372,39 @@ def test_an_unexpected_error_has_a_traceback_on_request_only(folder, monkeypatch
     assert "Traceback" in run("axes", "model.pt", code=1).stderr
 
 
+@pytest.mark.parametrize("name", ["out.pt", "out.onnx", "out.pt2", "out.safetensors"])
+def test_no_permission_is_said_before_any_work(folder, monkeypatch, name):
+    """The superuser writes anywhere: the system's answer is feigned."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder.relative_to(folder))
+    monkeypatch.setattr(Program, "load", lambda path: pytest.fail("the model was read"))
+    line = ["apply", "-p", "widen"] if name == "out.pt" else ["export"]
+    result = run(*line, "model.pt", "-o", name, code=1)
+    assert "no permission to write" in result.stderr and "another place" in result.stderr
+
+
+def test_the_package_is_a_command(folder):
+    line = [sys.executable, "-m", "graphgrow", "passes"]
+    assert "widen" in subprocess.run(line, capture_output=True, text=True, check=True).stdout
+
+
 # Processes
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+@pytest.mark.parametrize("arguments", [["passes"], ["passes", "--json"], ["--help"]])
+def test_a_full_disk_behind_the_output(folder, arguments):
+    with Path("/dev/full").open("w") as full:
+        line = [sys.executable, "-m", "graphgrow", *arguments]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and "No space left" in done.stderr and "standard output" in done.stderr
+
+
+def test_closed_streams_are_no_matter(folder):
+    line = f"{sys.executable} -m graphgrow"
+    for command in (f"{line} passes >&-", f"{line} passes -q 2>&-"):
+        assert subprocess.run(command, shell=True, check=False).returncode == 0
+    done = subprocess.run(f"{line} axes no.pt 2>&-", shell=True, stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def test_stdout_holds_one_json_document_and_nothing_else(folder, factory):

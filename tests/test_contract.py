@@ -297,6 +297,13 @@ def test_a_third_party_adds_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find("again") is find("widen")
 
 
+def test_a_package_that_is_broken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "entry_points", _Entries({"odd": "passes.nothing:Odd", "old": "passes.widen:Odd"}))
+    for name in ("odd", "old"):
+        with pytest.raises(OptionError, match="can't be imported from passes"):
+            find(name)
+
+
 def test_two_passes_of_one_name_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "entry_points", _Entries({"widen": "a:A"}, {"widen": "b:B"}))
     with pytest.raises(OptionError, match="two passes called 'widen'"):

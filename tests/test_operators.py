@@ -28,8 +28,11 @@ torch.set_num_threads(1)
 
 KINDS = sorted({row.kind for row in ops.TABLE.values()})
 # Kinds of operators that no axis grows through in any program here: frozen, or the proof does not see through them.
+REFUSED = {
+    "counter", "diagonal", "index_add", "index_put", "input", "loss", "meshgrid", "opaque", "pixel_shuffle",
+    "pixel_unshuffle", "scatter", "searchsorted", "view_as_complex", "view_as_real",
+}  # fmt: skip
 BLIND = {"aten.all.default", "aten.all.dims", "aten.any.default"}  # one more number that is not zero changes nothing
-REFUSED = {"counter", "diagonal", "input", "meshgrid", "opaque", "pixel_shuffle", "pixel_unshuffle"}
 
 
 def test_every_row_has_a_program() -> None:
@@ -58,7 +61,7 @@ def test_rules_hold_in_numbers(kind: str) -> None:
         wrong += [f"{op}, program {index}: {text}" for text in found]
     wrong += [f"{op}: no program notices that needed zeros are missing" for op in sorted(grown - noticed - BLIND)]
     assert not wrong, "\n" + "\n".join(wrong)
-    assert bool(grown) == (kind not in REFUSED)
+    assert bool(grown) == (kind not in REFUSED), kind
 
 
 def _through(program: Program, op: str) -> set[Atom]:

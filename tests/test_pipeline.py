@@ -51,7 +51,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "way": st.sampled_from(["a", "b,c", '"', 3, None]),
     "names": st.lists(TEXT, max_size=3).map(tuple),
     "numbers": st.none() | st.lists(FLOATS, max_size=3).map(tuple),
-    "seed": st.integers(0),
+    "seed": st.integers(0, 2**32 - 1),
 }
 
 

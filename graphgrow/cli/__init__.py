@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from graphgrow.cli.check import check, diff
-from graphgrow.cli.door import Door, watch_signals
+from graphgrow.cli.door import Door, prepare
 from graphgrow.cli.files import export, trace
 from graphgrow.cli.look import axes, passes
 from graphgrow.cli.options import Version
@@ -33,5 +33,5 @@ def graphgrow(version: Version = False) -> None:
 
 def main() -> None:
     """The `graphgrow` command."""
-    watch_signals()
+    prepare()
     app(prog_name="graphgrow")

@@ -11,13 +11,13 @@ import typer
 from graphgrow.cli.models import load, sizes
 from graphgrow.cli.options import AsJson, New, Old, Quiet, Sizes, Trust
 from graphgrow.cli.screen import screen
-from graphgrow.errors import CheckFailed
+from graphgrow.errors import CheckFailed, located
 
 
 def check(
     old: Old,
     new: New,
-    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the random inputs.", min=0, max=2**32 - 1)] = 0,
     trust_pickle: Trust = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -31,7 +31,7 @@ def check(
             from graphgrow.report.values import certificate_value
             from graphgrow.verify import check
 
-            with _advised(advice):
+            with located(f"{old} and {new}"), _advised(advice):
                 found = check(before, after, seed=seed)
         shown.emit({"old": old, "new": new, "holds": found.holds, "certificate": certificate_value(found)})
         shown.show(certificate_table(found))
@@ -71,6 +71,7 @@ def diff(
             from graphgrow.report.tables import difference_table
             from graphgrow.report.values import difference_value
 
-            found = difference(before, after, given)
+            with located(f"--at {','.join(at)}"):
+                found = difference(before, after, given)
         shown.emit({"old": old, "new": new, **difference_value(found)})
         shown.show(difference_table(found))

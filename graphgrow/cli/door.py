@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import signal
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -46,14 +48,20 @@ class Door(TyperGroup):
         """Typer gives a broken pipe and an interrupt codes of its own: ours come first."""
         try:
             return super().invoke(ctx)
+        except GraphgrowError as error:
+            error.where = error.where or f"graphgrow {ctx.invoked_subcommand}"
+            raise
         except BrokenPipeError:
             raise typer.Exit(_broken_pipe()) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
 
 
-def watch_signals() -> None:
-    """A process that is asked to end clears away what it was writing."""
+def prepare() -> None:
+    """A process that is asked to end clears away what it was writing; a stream that is closed is written to nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  it stays open
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
@@ -90,6 +98,10 @@ def explained(error: Exception) -> tuple[GraphgrowError, int]:
         return _usage(error), USAGE
     if isinstance(error, MemoryError):
         return GraphgrowError(found="not enough memory", fix="use a machine with more, or a smaller model"), REFUSED
+    if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+        return GraphgrowError(
+            found=error.strerror or str(error), where="standard output", fix="make room, or send the output elsewhere"
+        ), REFUSED
     if isinstance(error, OSError) and error.filename is not None:
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
         return GraphgrowError(
@@ -107,13 +119,13 @@ def explained(error: Exception) -> tuple[GraphgrowError, int]:
 def _usage(error: Any) -> GraphgrowError:
     """What the command line's parser found, and the command whose help says more."""
     path = error.ctx.command_path if error.ctx else "graphgrow"
-    message = str(error.format_message()).strip()
+    message = str(error.format_message()).strip().replace("Value error, ", "")
     message, near = message[:1].lower() + message[1:], ""
     if found := _NEAR.search(message):
         message, near = message[: found.start()], f"use {found['names']}\n"
     fix = f"{near}{path} --help shows how it is used"
     if path.endswith(" apply") and "extra argument" in message:
-        fix = f"give passes with --pass: {path} --pass widen model.pt"
+        fix = f"give one model, and passes with --pass: {path} --pass widen model.pt"
     return GraphgrowError(found=message.rstrip("."), where=path, fix=fix)
 
 

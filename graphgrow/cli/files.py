@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from graphgrow.cli.models import beside, load, located, output
+from graphgrow.cli.models import beside, load, output
 from graphgrow.cli.options import AsJson, Force, Model, Output, Quiet, Trust
 from graphgrow.cli.screen import screen
-from graphgrow.errors import OptionError
+from graphgrow.errors import OptionError, located
 
 if TYPE_CHECKING:
     from graphgrow.export import OnnxReport
@@ -40,7 +40,12 @@ def trace(
 ) -> None:
     """Make a program of a model: its graph with its weights, in one .pt file."""
     with screen(as_json, quiet) as shown:
-        target = output(_named(out, beside(source, ""), "trace", source), [source], [".pt"], force)
+        target = output(
+            _named(out, beside(source, "traced" if source.endswith(".pt") else ""), "trace", source),
+            [source],
+            [".pt"],
+            force,
+        )
         with shown.working(f"tracing {source}"), located(source):
             from graphgrow.report import cost
             from graphgrow.report.tables import program_table

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphgrow.errors import FileError, GraphgrowError, OptionError
+from graphgrow.errors import FileError, OptionError, located
 
 if TYPE_CHECKING:
     from graphgrow.cli.screen import Screen
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def load(model: str, trust_pickle: bool, screen: Screen) -> Program:
     """The program that a MODEL argument means: read from a file, or traced. Raises GraphgrowError."""
+    if not model:
+        raise OptionError(found="an empty name of a model", fix="name a file, a folder or pkg.module:factory")
     with screen.working(f"reading {model}"), located(model):
         from graphgrow import files
 
@@ -26,16 +28,6 @@ def load(model: str, trust_pickle: bool, screen: Screen) -> Program:
         from graphgrow.tracing import trace
 
         return trace(model, trust_pickle=trust_pickle)
-
-
-@contextmanager
-def located(place: str) -> Generator[None]:
-    """Errors that name no place get this one."""
-    try:
-        yield
-    except GraphgrowError as error:
-        error.where = error.where or place
-        raise
 
 
 def sizes(given: Sequence[str]) -> Mapping[str, int]:
@@ -65,12 +57,17 @@ def output(path: Path, inputs: Sequence[str], suffixes: Sequence[str], force: bo
         found = f"an output that ends in {path.suffix!r}" if path.suffix else "an output without an extension"
         near = path.with_suffix(suffixes[0]) if path.name else f"model{suffixes[0]}"
         raise OptionError(found=found, where=f"-o {path}", fix=f"end it in {kinds}: -o {near}")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise FileError(found=f"{path.parent}, which is no folder", where=f"-o {path}", fix="name another place")
     if not path.parent.is_dir():
         raise FileError(
             found=f"no folder {path.parent}", where=f"-o {path}", fix=f"make it first: mkdir -p {path.parent}"
         )
     if any(Path(name).exists() and path.exists() and path.samefile(name) for name in inputs):
         raise FileError(found="the input as output: it would be replaced", where=f"-o {path}", fix="name another file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        fix = "name another place, or change its permissions"
+        raise FileError(found=f"no permission to write into {path.parent}", where=f"-o {path}", fix=fix)
     if path.exists() and not force:
         raise FileError(
             found="a file that exists already",

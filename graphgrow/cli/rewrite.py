@@ -10,7 +10,7 @@ import typer
 from graphgrow.cli.models import beside, load, output, sizes
 from graphgrow.cli.options import AsJson, Force, Model, Output, Quiet, Sizes, Trust
 from graphgrow.cli.screen import Screen, screen
-from graphgrow.errors import OptionError
+from graphgrow.errors import OptionError, located
 
 if TYPE_CHECKING:
     from graphgrow.certificate import Certificate
@@ -49,7 +49,8 @@ def apply(
         old = load(model, trust_pickle, shown)
         from graphgrow.report import cost
 
-        before = cost(old, given)
+        with located(f"--at {','.join(at)}"):
+            before = cost(old, given)
         new = _run(pipeline, old, shown)
         costs = before, cost(new, given)
         if not dry_run:

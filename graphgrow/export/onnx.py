@@ -145,7 +145,7 @@ def _unable(error: Exception, program: Program, opset: int) -> ExportError:
     found = f"a file that ONNX Runtime does not run: {brief(error)}"
     if program.dtype == "float32":
         return _refused(found, opset)
-    fix = "export program.to('float32'), or pass check=False if another runtime is meant for it"
+    fix = "from Python, export program.to('float32'), or pass check=False if another runtime is meant for it"
     return ExportError(found=f"{found} (the weights are {program.dtype})", where="the CPU of ONNX Runtime", fix=fix)
 
 

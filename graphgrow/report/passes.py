@@ -47,7 +47,7 @@ def _default(item: Field[Any]) -> str | None:
         return str(item.default_factory())
     if item.default is MISSING:
         return None
-    return str(item.default).lower() if isinstance(item.default, bool) else str(item.default)
+    return str(item.default).lower() if isinstance(item.default, bool | None) else str(item.default)
 
 
 def kind(hint: Any) -> str:

@@ -1,0 +1,5 @@
+"""`python -m graphgrow` is the command `graphgrow`."""
+
+from graphgrow.cli import main
+
+main()
