@@ -92,14 +92,15 @@ class Prover:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The new blocks of all parameters in the order in which they are set free: what does not learn (a table of
-        positions), then matrices, then vectors, each by their first use. Of an input of a matrix and the bias of the
-        norm before it only one can be free: the matrix."""
+        positions), what norms over the stream have last, else by first use. Of a reader of the stream and the bias of
+        the norm before it only one can be free: the reader."""
         found: list[tuple[bool, bool, int, Block]] = []
         for name, node in self.graph.parameters.items():
             if node.name not in self.touched:
                 continue
-            first = min((self.order[user.name] for user in self.graph.users[node.name]), default=0)
-            late = (name not in self.fixed, len(node.shape) < 2, first)
+            users = self.graph.users[node.name]
+            first = min((self.order[user.name] for user in users), default=0)
+            late = (name not in self.fixed, any(ops.kind(user.op) == "layer_norm" for user in users), first)
             found += [(*late, block) for block in self.blocks_of(name) if block.dims]
         return tuple(block for *_, block in sorted(found, key=lambda item: item[:3]))
 

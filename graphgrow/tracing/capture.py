@@ -15,6 +15,7 @@ import inspect
 import logging
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -189,15 +190,23 @@ def _dynamic(value: Tensor, batch: Any) -> dict[int, Any]:
 
 
 def _export(model: nn.Module, inputs: Inputs, shapes: Any, training: bool) -> ExportedProgram:
-    before = {module: dict(vars(module)) for module in model.modules()}
+    before = {module: (dict(vars(module)), _tables(module)) for module in model.modules()}
     try:
         model.train(training)
         with _quiet():
             return export(model, (), kwargs=dict(inputs), dynamic_shapes=shapes, strict=False)
     finally:
-        for module, attributes in before.items():  # the mode, and what forward() keeps for the next call
+        for module, (attributes, tables) in before.items():  # the mode, hooks, what forward() keeps for the next call
             vars(module).clear()
             vars(module).update(attributes)
+            for name, table in tables.items():
+                attributes[name].clear()
+                attributes[name].update(table)
+
+
+def _tables(module: nn.Module) -> dict[str, dict[Any, Any]]:
+    """Copies of the dictionaries that a module has: its hooks, which a first call may install."""
+    return {name: dict(value) for name, value in vars(module).items() if type(value) in (dict, OrderedDict)}
 
 
 @contextmanager
