@@ -105,6 +105,8 @@ def _scatter(state: State, node: Node) -> Result:
     _looked_up(state, node, shape[dim], node.args[2])
     source = state.shape(node.argument(3, "src"))
     along = index if len(index) == len(shape) else ()
+    if source and index:
+        meet(node, source[dim % len(source)], index[dim % len(index)])
     for position, axis in enumerate(shape):
         if position != dim:
             for other in (*along[position : position + 1], *source[position : position + 1]):

@@ -30,7 +30,7 @@ from graphgrow.prove.facts import (
     scale,
     times,
 )  # fmt: skip
-from graphgrow.prove.rows.base import Context, Value, row
+from graphgrow.prove.rows.base import Context, Value, row, unknown
 
 
 @row("contraction")
@@ -89,6 +89,9 @@ def _summed(
         totals.setdefault(origin, 0.0)
         factors = [_factor(f, text, at, cells) for text, f in zip(inputs, facts, strict=True)]
         term = product(factors)
+        repeated = any(kind(f) == "mean" and len(set(text)) < len(text) for f, text in zip(factors, inputs, strict=True))
+        if kind(term) == "affine" or (repeated and term >= SAME):  # a mean of a matrix is none of its diagonal
+            term = ANY
         over = [cells[letter][at[letter]] for letter in summed]
         if term == ZERO:
             continue
@@ -137,7 +140,7 @@ def _attention(context: Context, node: Node) -> Value:
     terms = [context.terms(argument) for argument in node.args[:3]]
     old = context.old(node)
     if context.grown((terms[1][-2], terms[0][-2])):
-        return np.full(old.shape, ANY, dtype=np.int16)
+        return unknown(context, node)
     letters = "abcdefgh"[: len(terms[0]) - 2]
     lead = context.result(node)[:-2]
     value = _wide(context.facts(node.args[2]), old.shape[:-2])
