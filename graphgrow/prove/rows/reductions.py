@@ -356,11 +356,11 @@ def _group_norm(context: Context, node: Node) -> Value:
     facts = context.facts(node.args[0])
     grouped = isinstance(channels, Product) and channels.parts and channels.parts[0].size == node.args[1]
     inner: tuple[Term, ...] = channels.parts[1:] if grouped and isinstance(channels, Product) else (channels,)
-    if context.grown(terms[2:]):
-        return np.full(old.shape, ANY, dtype=np.int16)
+    alike = complete(context.layout.cells(channels)) and bool((facts == SAME).all())
+    if context.grown(terms[2:]) or (context.grown(inner) and not alike):
+        return unknown(context, node, UNDEFINED)
     if context.grown(inner):
-        alike = complete(context.layout.cells(channels)) and bool((facts == SAME).all())
-        result = np.full(old.shape, SAME if alike else ANY, dtype=np.int16)
+        result = facts
     else:
         result = functional(facts)
     weight, bias = (_by_channel(context, a, old) for a in (node.argument(2, "weight"), node.argument(3, "bias")))
