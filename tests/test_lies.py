@@ -24,11 +24,13 @@ from graphgrow.program import Program
 from graphgrow.prove import ANY, SAME, ZERO, Assignment, Block, Derivation, Prover
 from graphgrow.prove.rows import ROWS, Context, Value
 from graphgrow.rewrite import Fills, Resizing, Rewriter, resize
+from graphgrow.rewrite.blocks import view_cells
 from graphgrow.tracing import trace
 from graphgrow.verify import certify, check, equivalence
 from graphgrow.verify.align import Alignment, align
-from graphgrow.verify.proof import Proved
+from graphgrow.verify.proof import Proved, prove
 from passes import Widen
+from tests import permutation
 from tests.programs import traced
 
 torch.set_num_threads(1)
@@ -620,6 +622,36 @@ def test_an_attention_scale_changed_without_the_keys() -> None:
     rejected(case.old, rebuilt(case.new, node.name, lambda n: n.map(lambda item: before if item == after else item)))
     row = rows(case, "scaled")[0]
     rejected(case.old, edited(case.new, row.parameter, lambda tensor: tensor.mul_(after / before)))
+
+
+LEAST = [("gpt2", "hidden", 1.5), ("llama", "hidden", 1.5), ("bert", "hidden", 2.0), ("gpt2", "mlp", 1.5),
+         ("gpt2", "key", 1.5), ("llama", "heads", 2.0), ("small_cnn", "channels", 1.5), ("mixtral", "mlp", 1.5),
+         ("tied_autoencoder", "mlp", 1.5), ("densenet", "channels", 1.5)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "role", "factor"), LEAST)
+def test_no_constraint_can_go(model: str, role: str, factor: float) -> None:
+    """Each new block that a certificate says must hold something, filled with random values: then there is no proof,
+    and outputs differ. As many rows in the certificate as blocks, so none is there for nothing."""
+    case = by_role(model, role, factor)
+    alignment = align(case.old, case.new)
+    layout, resizing = Prover(case.old.axes, dict(alignment.sizes)).layout, Resizing(alignment.sizes)
+    blocks = prove(case.old, case.new, alignment).assignment.blocks
+    needed = [block for block, fact in blocks.items() if block.dims and fact != ANY]
+    assert case.certificate.proof and needed
+    assert len(needed) == sum(row.dim >= 0 for row in case.certificate.proof.constraints)
+    inputs = case.old.example()
+    outputs = permutation.run(case.old, inputs)
+    before = equivalence.deviation(outputs, permutation.run(case.new, inputs))
+    for block in needed:
+        tensor = case.new.tensors[block.parameter].detach().clone()
+        terms = case.old.axes.parameters[block.parameter]
+        for cell, _, views in view_cells(tensor, terms, resizing, layout):
+            for view, _ in views if cell == block.cell else []:
+                view.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(0))
+        wrong = case.new.replace(tensors={**case.new.tensors, block.parameter: tensor})
+        assert not prove(case.old, wrong, alignment).proof.holds, block
+        assert equivalence.deviation(outputs, permutation.run(wrong, inputs)) > 1e-9 + 100 * before, block
 
 
 def numbers(case: Honest, wrong: Program) -> float:

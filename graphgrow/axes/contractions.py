@@ -190,6 +190,8 @@ def _pool(state: State, node: Node) -> Result:
     assert isinstance(target, TensorType)
     space = re.search(r"([123])d", node.op)
     kept = len(shape) - (int(space[1]) if space else 2)
+    for axis in state.shape(node.args[1]):
+        freeze(axis, f"{place(node)} samples by it")
     result: list[Axis] = list(shape[:kept])
     for axis, size in zip(shape[kept:], target.shape[kept:], strict=True):
         freeze(axis, f"{place(node)} works on space")

@@ -303,6 +303,8 @@ def _pixel_shuffle(state: State, node: Node) -> Result:
     if "unshuffle" in node.op:
         rows, r1 = split(height, node.shape[-2], factor)
         columns, r2 = split(width, node.shape[-1], factor)
+        for axis in (r1, r2):
+            freeze(axis, f"{place(node)} has a fixed factor")
         return (*lead, product([channels, r1, r2]), rows, columns)
     kept, inner = split(channels, node.shape[-3], factor * factor)
     r1, r2 = split(inner, factor, factor)

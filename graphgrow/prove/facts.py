@@ -50,6 +50,8 @@ def fact(kind: Kind, scale: float, shift: float = 0.0) -> int:
     """The number of a fact: the same one for scales that agree to twelve digits."""
     if kind == "affine" and shift == 0:
         kind = "same"
+    if scale == 0 == shift:
+        return ZERO
     key = Multiple(kind, float(f"{scale:.12g}"), float(f"{shift:.12g}"))
     number = _multiples.setdefault(key, len(_multiples) + SAME)
     _by_number.setdefault(number, Multiple(kind, scale, shift))
@@ -159,18 +161,18 @@ def _free_sum(left: int, right: int) -> int:
 @cache
 def power(number: int, exponent: float) -> int:
     """x to a power, as far as it is defined: of a multiple the power of the factor."""
+    whole = exponent == int(exponent)
     if number >= SAME:
         found = multiple(number)
-        if found.kind in ("same", "constant") and found.scale > 0:
+        if found.kind in ("same", "constant") and (whole or found.scale > 0):
             return fact(found.kind, found.scale**exponent)
-        return ANY if exponent > 0 and exponent == int(exponent) else UNDEFINED
+        number = ANY  # of other signs than the original, zero where that is not
     if number == UNDEFINED or (exponent < 0 and number != POSITIVE):
         return UNDEFINED
     if number == ZERO:
         return ZERO if exponent > 0 else ANY
     if number == ANY:
-        even = exponent == int(exponent) and int(exponent) % 2 == 0
-        return NONNEGATIVE if even else ANY if exponent == int(exponent) else UNDEFINED
+        return UNDEFINED if not whole else NONNEGATIVE if int(exponent) % 2 == 0 else ANY
     return number
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphgrow.axes import Axes, Term
-from graphgrow.graph import Argument, Node, Ref
+from graphgrow.graph import Argument, Node, Ref, TensorType
 from graphgrow.prove.cells import Layout
 from graphgrow.prove.facts import (
     ANY,
@@ -45,7 +45,9 @@ def row(*kinds: str) -> Callable[[Row], Row]:
         def careful(context: Context, node: Node) -> Value:
             context.read.clear()
             result = function(context, node)
-            return unknown(context, node, UNDEFINED) if context.overlooked(node) else result
+            if context.overlooked(node):
+                return unknown(context, node, UNDEFINED)
+            return _unsigned(result) if _is_complex(node) else result
 
         ROWS.update(dict.fromkeys(kinds, careful))
         return careful
@@ -181,7 +183,24 @@ def joined(parts: Sequence[Cells]) -> Cells:
     return parts[0] if len(parts) == 1 else every(join, *parts)
 
 
+def _is_complex(node: Node) -> bool:
+    return isinstance(node.type, TensorType) and node.type.dtype.startswith("complex")
+
+
+def _unsigned(value: Value) -> Value:
+    """Facts of complex numbers, which have no sign."""
+    assert isinstance(value, np.ndarray)
+    return np.where((value > ANY) & (value < ZERO), ANY, value).astype(np.int16)
+
+
+def _parts(value: Value) -> tuple[Cells, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
 def unknown(context: Context, node: Node, fact: int = ANY) -> Value:
+    """Nothing but that values are finite, where those of the operands are."""
+    if any((part == UNDEFINED).any() for name in node.operands() for part in _parts(context.values[name])):
+        fact = UNDEFINED
     if isinstance(node.type, tuple):
         return tuple(np.full(context.layout.shape(terms), fact, np.int16) for terms in context.axes.several[node.name])
     return np.full(context.layout.shape(context.axes.terms[node.name]), fact, dtype=np.int16)

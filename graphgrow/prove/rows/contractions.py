@@ -30,7 +30,7 @@ from graphgrow.prove.facts import (
     scale,
     times,
 )  # fmt: skip
-from graphgrow.prove.rows.base import Context, Value, row
+from graphgrow.prove.rows.base import Context, Value, row, unknown
 
 
 @row("contraction")
@@ -89,6 +89,11 @@ def _summed(
         totals.setdefault(origin, 0.0)
         factors = [_factor(f, text, at, cells) for text, f in zip(inputs, facts, strict=True)]
         term = product(factors)
+        repeated = any(
+            kind(f) == "mean" and len(set(text)) < len(text) for f, text in zip(factors, inputs, strict=True)
+        )
+        if kind(term) == "affine" or (repeated and term >= SAME):  # a mean of a matrix is none of its diagonal
+            term = ANY
         over = [cells[letter][at[letter]] for letter in summed]
         if term == ZERO:
             continue
@@ -137,7 +142,7 @@ def _attention(context: Context, node: Node) -> Value:
     terms = [context.terms(argument) for argument in node.args[:3]]
     old = context.old(node)
     if context.grown((terms[1][-2], terms[0][-2])):
-        return np.full(old.shape, ANY, dtype=np.int16)
+        return unknown(context, node)
     letters = "abcdefgh"[: len(terms[0]) - 2]
     lead = context.result(node)[:-2]
     value = _wide(context.facts(node.args[2]), old.shape[:-2])
@@ -196,13 +201,20 @@ def _convolved(context: Context, node: Node) -> Cells:
         weight = np.swapaxes(weight, 0, 1)
         weight_terms = (weight_terms[1], weight_terms[0], *weight_terms[2:])
     elif "transpose" in node.op and context.grown((*image_terms, *out_terms)):
-        return np.full(context.layout.shape(out_terms), ANY, dtype=np.int16)
+        return _lost(context, node)
     if groups == 1:
         space = "xyz"[: len(weight_terms) - 2]
         batch = "ab"[:channel]
         letters = [batch + "i" + space, "oi" + "uvw"[: len(space)]]
         return contract(context, letters, batch + "o" + space, [image, weight], [image_terms, weight_terms])
-    return _grouped(context, image, weight, (channel, image_terms, weight_terms, out_terms))
+    found = _grouped(context, image, weight, (channel, image_terms, weight_terms, out_terms))
+    return _lost(context, node) if found is None else found
+
+
+def _lost(context: Context, node: Node) -> Cells:
+    result = unknown(context, node)
+    assert isinstance(result, np.ndarray)
+    return result
 
 
 def _grouped(
@@ -210,8 +222,9 @@ def _grouped(
     image: Cells,
     weight: Cells,
     where: tuple[int, Sequence[Term], Sequence[Term], Sequence[Term]],
-) -> Cells:
-    """Group by group: the output cells of a group depend on the input cells of the same group."""
+) -> Cells | None:
+    """Group by group: the output cells of a group depend on the input cells of the same group. None where cells do not
+    fall into groups."""
     channel, image_terms, weight_terms, out_terms = where
     cells_in, old_out = context.layout.cells(image_terms[channel]), context.layout.old(out_terms[channel])
     into = context.layout.cells(weight_terms[1])
@@ -219,7 +232,7 @@ def _grouped(
     group_cells = max(1, len(cells_in) // inner)
     each = len(old_out) // group_cells
     if group_cells * inner != len(cells_in) or each * group_cells != len(old_out):
-        return np.full(context.layout.shape(out_terms), ANY, dtype=np.int16)
+        return None
     facts_in = np.moveaxis(image, channel, 0).reshape(len(cells_in), -1)
     facts_weight = weight.reshape(len(old_out), inner)
     result: Cells = np.full((len(old_out), facts_in.shape[1]), ANY, dtype=np.int16)

@@ -120,8 +120,10 @@ def plain(context: Context, node: Node) -> Value:
     found = {f for name in node.operands() for f in _facts_of(context.values[name])}
     moved = ops.kind(node.op) not in ("loss", "searchsorted", "opaque", "unknown")
     number = found.pop() if len(found) == 1 else UNDEFINED if UNDEFINED in found else ANY
-    if (number == ZERO and not moved) or (number > SAME) or (number == SAME and _reads_new(context, node)):
+    if number > SAME or (number == SAME and _reads_new(context, node)):
         number = ANY
+    if not moved and number != SAME:
+        number = UNDEFINED
     several = context.axes.several.get(node.name)
     if several is not None:
         return tuple(np.full(context.layout.shape(terms), number, dtype=np.int16) for terms in several)

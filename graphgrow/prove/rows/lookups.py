@@ -54,14 +54,19 @@ def _known(context: Context, index: Ref) -> bool:
 
 @row("scatter", "index_add")
 def _scatter(context: Context, node: Node) -> Value:
-    facts = context.facts(node.args[0])
-    others = [context.facts(a) for a in node.args[2:] if isinstance(a, Ref)]
-    if (facts == SAME).all() and all((other == SAME).all() for other in others):
-        return facts
-    return np.full_like(facts, ANY)
+    facts, terms = context.facts(node.args[0]), context.terms(node.args[0])
+    dim = node.args[1] if isinstance(node.args[1], int) else 0
+    others = [a for a in node.args[2:] if isinstance(a, Ref)]
+    shapes = (terms, *(context.terms(other) for other in others))
+    along = [shape[dim] if len(shape) == len(terms) else shape[0] for shape in shapes if shape]
+    same = all((context.facts(a) == SAME).all() for a in (node.args[0], *others))
+    return facts if same and not context.grown(along) else unknown(context, node)
 
 
 @row("one_hot")
 def _one_hot(context: Context, node: Node) -> Value:
-    same = (context.facts(node.args[0]) == SAME).all()
-    return context.filled(node, SAME, ZERO) if same else unknown(context, node)
+    index = context.facts(node.args[0])
+    if (index != SAME).any():
+        return unknown(context, node)
+    kept = np.array(context.layout.old(context.result(node)[-1]))
+    return np.where(kept, index[..., None], ZERO).astype(np.int16)

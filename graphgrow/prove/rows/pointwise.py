@@ -49,9 +49,10 @@ SIGNS = {
     "relu": NONNEGATIVE, "relu6": NONNEGATIVE, "hardsigmoid": NONNEGATIVE,
 }  # fmt: skip
 # Functions that are not defined everywhere; those of the second row are where their argument is positive.
-PARTIAL = {"acos", "asin", "acosh", "atanh", "erfinv", "logit", "pow.Tensor_Tensor", "pow.Scalar", "xlogy", "addcdiv",
-           "log", "log2", "log10", "log1p"}  # fmt: skip
+PARTIAL = {"acos", "asin", "acosh", "atanh", "erfinv", "logit", "pow.Tensor_Tensor", "pow.Scalar", "xlogy.Tensor",
+           "addcdiv", "log", "log2", "log10", "log1p"}  # fmt: skip
 LOGARITHMS = {"log", "log2", "log10", "log1p"}
+WHOLE = ("int", "uint")
 QUOTIENTS = {"div.Tensor", "div.Scalar"}
 ROUNDED = {"div.Tensor_mode", "div.Scalar_mode", "floor_divide", "floor_divide.Scalar", "remainder.Scalar",
            "remainder.Tensor", "fmod.Scalar", "fmod.Tensor"}  # fmt: skip
@@ -78,7 +79,7 @@ def _pointwise(context: Context, node: Node) -> Value:
     numbers = [a for a in given if not isinstance(a, Ref)]
     if not found:
         return context.filled(node, SAME, CONSTANT)
-    if name in LINEAR:
+    if name in LINEAR and not (name == "to.dtype" and _rounds(context, node)):
         result = each(_negated, found[0]) if name == "neg" else found[0]
     elif name in SUMS:
         result = _sum(context, node, name, given, found)
@@ -99,6 +100,12 @@ def _pointwise(context: Context, node: Node) -> Value:
         result = _function(context, node, name, found)
     zeros = _zeros(ops.TABLE[node.op].zero, node, given, found) & ~old
     return settled(np.where(zeros & (result != UNDEFINED), ZERO, result).astype(np.int16), old)
+
+
+def _rounds(context: Context, node: Node) -> bool:
+    """Whether a cast makes whole numbers of others, or truth values of numbers."""
+    before, after = context.axes.graph[next(node.operands())].tensor.dtype, node.tensor.dtype
+    return after == "bool" or (after.startswith(WHOLE) and not before.startswith((*WHOLE, "bool")))
 
 
 def _negated(number: int) -> int:
@@ -122,8 +129,7 @@ def _sum(context: Context, node: Node, name: str, given: Sequence[Argument], fou
         signed = found[1] if plain or len(found) < 2 else each(_negated, found[1])
         first = each(_negated, found[0]) if name.startswith("rsub") else found[0]
         if name == "sub.Tensor" and alpha == 1 and _takes_own_mean(context, node):
-            first = np.where(each(lambda f: f if kind(f) == "mean" else ANY, first) >= SAME, ZERO, first)
-            signed = np.where(first == ZERO, ZERO, signed)
+            return every(lambda facts: _centred(*facts), first, signed)
         return added(first, signed) if len(found) > 1 else found[0]
     number, cells = given[where], found[1 - where]
     scales = {scale(f) for f in map(int, cells.reshape(-1)) if f >= SAME and kind(f) != "affine"}
@@ -134,23 +140,35 @@ def _sum(context: Context, node: Node, name: str, given: Sequence[Argument], fou
 
 
 def _takes_own_mean(context: Context, node: Node) -> bool:
-    """x - mean(x) over the dimensions with new units: where x is the mean, nothing is left."""
+    """Whether a node is x - mean(x) over the one dimension that has new units."""
     whole, mean = node.args[:2]
     if not isinstance(whole, Ref) or not isinstance(mean, Ref):
         return False
     source = context.axes.graph[mean.name]
     if ops.kind(source.op) != "mean" or source.args[0] != whole:
         return False
-    dims = context.dims(source, 1)
     terms = context.terms(whole)
+    dims = [dim for dim in context.dims(source, 1) if terms[dim].size != 1]
     grown = [dim for dim, term in enumerate(terms) if context.layout.touches(term)]
-    return set(grown) <= set(dims) and all(isinstance(terms[dim], Atom) for dim in grown)
+    kept = len(context.terms(mean)) == len(terms)
+    return kept and dims == grown and len(dims) == 1 and isinstance(terms[dims[0]], Atom)
+
+
+def _centred(whole: int, mean: int) -> int:
+    """x - mean(x): nothing where x has the mean."""
+    if kind(whole) == "mean" and mean >= SAME and scale(whole) == scale(mean) and kind(mean) in ("same", "constant"):
+        return ZERO
+    return plus(whole, mean)
+
+
+def _times(number: Argument, factor: float) -> Argument:
+    return number * factor if isinstance(number, int | float) else number
 
 
 def _shifted(number: int, term: Argument, factor: float, plain: bool) -> int:
     """A fact plus a number in the arguments, which is multiplied by `factor`."""
     if number < SAME:
-        return plus(number, _sign(term)) if plain else ANY if number != UNDEFINED else UNDEFINED
+        return plus(number, _sign(_times(term, factor))) if plain else ANY if number != UNDEFINED else UNDEFINED
     found = multiple(number)
     if found.kind in ("same", "affine") and plain and isinstance(term, int | float):
         shift = found.shift + (factor - found.scale) * term
@@ -186,13 +204,13 @@ def _multiplied(cells: Cells, by: int) -> Cells:
 
 
 def _rounded(left: int, right: int) -> int:
-    if right < SAME and right != POSITIVE:
+    if right != POSITIVE and kind(right) not in ("same", "constant"):
         return UNDEFINED
     return ZERO if left == ZERO else function_of((left, right))
 
 
 def _homogeneous(name: str, facts: Sequence[int]) -> int:
-    """f(c x) = c f(x) for c > 0."""
+    """f(c x) = c f(x) for c > 0; abs(c x) = abs(c) abs(x)."""
     if any(f < SAME for f in facts):
         if UNDEFINED in facts:
             return UNDEFINED
@@ -201,22 +219,29 @@ def _homogeneous(name: str, facts: Sequence[int]) -> int:
         lower = max(NONNEGATIVE, facts[0] if free(facts[0]) else ANY)
         return lower if name in ("abs", "relu") else ANY
     kinds, scales = {kind(f) for f in facts}, {scale(f) for f in facts}
-    if len(scales) > 1 or not kinds <= {"same", "constant"}:
-        return ANY
-    return fact("same" if "same" in kinds else "constant", scales.pop())
+    factor = abs(scales.pop()) if name == "abs" else scales.pop()
+    if scales or factor < 0 or not kinds <= {"same", "constant"}:
+        return SIGNS.get(name, ANY)
+    return fact("same" if "same" in kinds else "constant", factor)
 
 
 def _floor(context: Context, node: Node, low: Argument, cells: Cells) -> Cells:
     """max(x, number): the number must follow the scale of x."""
     scales = {scale(f) for f in map(int, cells.reshape(-1)) if f >= SAME}
-    moved = len(scales) == 1 and low != 0 and context.needs(node, next(iter(scales)), "args", 1)
+    by = next(iter(scales)) if len(scales) == 1 else 0.0
+    moved = by > 0 and low != 0 and context.needs(node, by, "args", 1)
+    factor = context.factor(node, "args", 1)
+
+    sign = _sign(_times(low, factor))
 
     def floored(number: int) -> int:
         if number >= SAME:
-            return number if kind(number) in ("same", "constant") and (moved or low == 0 or scale(number) == 1) else ANY
-        if number == ZERO and isinstance(low, int | float) and low <= 0:
+            still = factor == 1 and scale(number) == 1
+            known = kind(number) in ("same", "constant") and (moved or still or (low == 0 and scale(number) > 0))
+            return number if known else sign if sign != ZERO else NONNEGATIVE
+        if number == ZERO and sign in (ANY, ZERO) and isinstance(low, int | float):
             return ZERO
-        return UNDEFINED if number == UNDEFINED else max(_sign(low) if _sign(low) != ZERO else NONNEGATIVE, ANY)
+        return UNDEFINED if number == UNDEFINED else sign if sign != ZERO else NONNEGATIVE
 
     return each(floored, cells)
 
@@ -230,12 +255,13 @@ def _choice(given: Sequence[Argument], found: Sequence[Cells]) -> Cells:
     mask, *cells = (found[i] for i in order if i < len(found))
     neutral = [isinstance(a, int | float) and (a == 0 or abs(a) == inf) for a in picked]
     zero = [isinstance(a, int | float) and a == 0 for a in picked]
+    infinite = any(isinstance(a, int | float) and abs(a) == inf for a in picked)
 
     def chosen(found: tuple[int, ...]) -> int:
         by, *facts = found
         rest = [f for f, skip in zip(facts, neutral, strict=True) if not skip]
         if by < SAME or scale(by) != 1 or kind(by) not in ("same", "constant"):
-            return UNDEFINED if UNDEFINED in (by, *facts) else ANY
+            return UNDEFINED if UNDEFINED in (by, *facts) or infinite else ANY
         if all(f == ZERO or z for f, z in zip(facts, zero, strict=True)):
             return ZERO
         if not rest:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod, sqrt
+from collections.abc import Callable, Sequence
+from math import copysign, prod, sqrt
 
 import numpy as np
 
 from graphgrow import ops, sizes
-from graphgrow.axes import Atom, Product, Term
+from graphgrow.axes import UNIT, Atom, Product, Term
 from graphgrow.graph import Argument, Node, Ref
 from graphgrow.prove.cells import Cell
 from graphgrow.prove.facts import (
@@ -84,65 +84,97 @@ def _reduction(context: Context, node: Node) -> Value:
     if len(grown) > 1 or any(len(context.layout.cells(terms[dim])) != 2 for dim in grown):
         return unknown(context, node)
     parts = [facts.take([i], axis=grown[0]) for i in range(2)] if grown else [facts]
-    over = terms[grown[0]] if grown else None
-    first = every(lambda found: _reduced(context, node, found, over), *parts).reshape(context.layout.shape(shapes[0]))
-    first = settled(first, context.layout.is_old(shapes[0]))
+    others_old = context.layout.is_old(terms).take([0], axis=grown[0]) if grown else context.layout.is_old(terms)
+    over = _Over(context, [terms[dim] for dim in dims], terms[grown[0]] if grown else None)
+
+    def reduced(result: Callable[[tuple[int, ...], bool], int], at: int) -> Cells:
+        cells = every(lambda found: result(found[:-1], bool(found[-1])), *parts, others_old.astype(np.int16))
+        old = context.layout.is_old(shapes[at])
+        return settled(cells.reshape(old.shape), old)
+
+    first = reduced(lambda found, outer: _reduced(node, found, over, outer), 0)
     if not isinstance(node.type, tuple):
         return first
     if "_mean" in node.op:
-        second = every(lambda found: _centre(found, over, context), *parts).reshape(first.shape)
-    else:
-        second = np.where(first == SAME, SAME, ANY).astype(np.int16)
-    return (first, settled(second, context.layout.is_old(shapes[0])))
+        return (first, reduced(over.centre, 1))
+    return (first, np.where((first == SAME) & (not grown), SAME, ANY).astype(np.int16))
 
 
-def _reduced(context: Context, node: Node, found: tuple[int, ...], over: Term | None) -> int:
-    """The fact of one reduction; `found` are the facts over the dimension, old and new when `over` has grown."""
-    op = node.op
+class _Over:
+    """The dimensions that are reduced, at most one of which has grown."""
+
+    def __init__(self, context: Context, terms: Sequence[Term], grown: Term | None) -> None:
+        self.grown = grown
+        self.complete = grown is not None and complete(context.layout.cells(grown))
+        self.single = isinstance(grown, Atom) and all(term.size == 1 or term is grown for term in terms)
+        counts = [term.size for term in terms if isinstance(term.size, int)]
+        self.old: int | None = prod(counts) if len(counts) == len(terms) else None
+        self.by = growth(context, [grown]) if grown is not None else 1.0
+
+    def centred(self, found: tuple[int, ...], outer: bool) -> bool:
+        """Whether new units have the mean of the old ones, which are those of the original where `outer`, that is in
+        old cells of the other dimensions."""
+        return self.single and kind(found[1]) == "mean" and (outer or kind(found[0]) == "constant")
+
+    def copies(self, found: tuple[int, ...]) -> bool:
+        """Whether there are complete copies only."""
+        return self.complete and {kind(f) for f in found} <= {"same", "constant"}
+
+    def centre(self, found: tuple[int, ...], outer: bool) -> int:
+        """The mean over the dimensions."""
+        if self.grown is None or UNDEFINED in found:
+            return found[0] if self.grown is None else UNDEFINED
+        alike = found[0] >= SAME and found[1] >= SAME and scale(found[0]) == scale(found[1])
+        return found[0] if alike and (self.centred(found, outer) or self.copies(found)) else ANY
+
+    def spread(self, degrees: float, copies: bool) -> float:
+        """By how much the variance is multiplied; 0 where that is not known."""
+        if degrees == 0:
+            return 1.0 if copies else 1 / self.by
+        if self.old is None or self.old <= degrees:
+            return 0.0
+        return (self.by if copies else 1.0) * (self.old - degrees) / (self.old * self.by - degrees)
+
+
+def _reduced(node: Node, found: tuple[int, ...], over: _Over, outer: bool) -> int:
+    """The fact of one reduction; `found` are the facts over the dimension, old and new ones when it has grown."""
+    op, order = node.op, _order(node)
     if UNDEFINED in found:
         return UNDEFINED
-    first, kinds = found[0], {kind(f) for f in found}
-    if op.startswith(NORMS) and over is not None and found[1] == ZERO:
+    if op.startswith(NORMS) and order > 0 and len(found) > 1 and found[1] == ZERO:
         found = found[:1]
+    first = next(iter(found))
     if first == ZERO and len(found) == 1:
         return ZERO if op.startswith(KEEP_ZERO) else ANY
-    multiples = first >= SAME and kind(first) in ("same", "constant")
-    if len(found) == 1 and multiples:
-        if op.startswith((*NORMS, "aten.amax", "aten.amin", "aten.std")) or scale(first) == 1:
+    otherwise = NONNEGATIVE if op.startswith((*NORMS, *SPREADS)) else ANY
+    if any(f < SAME for f in found) or len({scale(f) for f in found}) > 1 or kind(first) not in ("same", "constant"):
+        return otherwise
+    by = scale(first)
+    if op.startswith(SPREADS):
+        copies = len(found) == 1 or over.copies(found)
+        degrees = _degrees(node)
+        share = 1.0 if len(found) == 1 else over.spread(degrees, copies)
+        if share and (copies or over.centred(found, outer)):
+            return fact(kind(first), by**2 * share if "var" in op else abs(by) * sqrt(share))
+    elif len(found) == 1 or (op.startswith(EXTREMA) and {kind(f) for f in found} <= {"same", "constant"}):
+        if op.startswith(NORMS):
+            return fact(kind(first), abs(by) if order else 1.0)
+        if by == 1 or (by > 0 and op.startswith(("aten.amax", "aten.amin"))):
             return first
-        return fact(kind(first), scale(first) ** 2) if op.startswith("aten.var") else ANY
-    alike = len({scale(f) for f in found if f >= SAME}) == 1 and all(f >= SAME for f in found)
-    if multiples and alike and op.startswith(EXTREMA) and kinds <= {"same", "constant"}:
-        return first if scale(first) == 1 or op.startswith(("aten.amax", "aten.amin")) else ANY
-    if multiples and alike and op.startswith(SPREADS) and over is not None:
-        return _spread_of(context, node, found, over)
-    return NONNEGATIVE if op.startswith((*NORMS, *SPREADS)) else ANY
+    return otherwise
 
 
-def _spread_of(context: Context, node: Node, found: tuple[int, ...], over: Term) -> int:
-    """Variance or deviation over a dimension whose new units are the mean, or complete copies."""
-    old, new = sizes.number(over.size), sizes.number(over.resized(context.layout.grown))
-    whole = node.op in ("aten.var.default", "aten.std.default")  # over all dimensions: what follows is `unbiased`
-    correction = node.argument(1, "unbiased", True) if whole else node.argument(2, "correction", 1)
-    degrees = correction if isinstance(correction, int | float) else 1
-    share = (old - degrees) / (new - degrees)
-    if kind(found[1]) == "mean" and isinstance(over, Atom):
-        pass
-    elif kind(found[1]) in ("same", "constant") and complete(context.layout.cells(over)):
-        share *= new / old
-    else:
-        return NONNEGATIVE
-    exponent = 1.0 if node.op.startswith("aten.var") else 0.5
-    return fact("same", (scale(found[0]) ** 2 * share) ** exponent)
+def _order(node: Node) -> float:
+    """The p of a p-norm."""
+    order = node.argument(1, "ord" if "vector" in node.op else "p", 2)
+    return order if isinstance(order, int | float) else 2
 
 
-def _centre(found: tuple[int, ...], over: Term | None, context: Context) -> int:
-    """The mean over a dimension."""
-    if any(f < SAME for f in found) or len({scale(f) for f in found}) > 1:
-        return found[0] if over is None else ANY
-    if over is None or kind(found[1]) == "mean" or complete(context.layout.cells(over)):
-        return found[0]
-    return ANY
+def _degrees(node: Node) -> float:
+    """By how much less than the number of units a variance is divided."""
+    position, name = (2, "correction") if "correction" in node.op else (2 if ".dim" in node.op else 1, "unbiased")
+    degrees = node.argument(position, name, 1)
+    return degrees if isinstance(degrees, int | float) else 1
 
 
 @row("along", "ordered", "sort", "topk", "diff", "flip", "roll", "triangle")
@@ -158,6 +190,8 @@ def _along(context: Context, node: Node) -> Value:
         return unknown(context, node)
 
     def moves(number: int) -> int:
+        if op == "triangle" and (number == POSITIVE or kind(number) == "affine"):
+            return NONNEGATIVE if number == POSITIVE else ANY
         if moved or number == UNDEFINED or (op == "ordered" and number == ZERO):
             return number
         result = function_of((number,))
@@ -197,7 +231,8 @@ def statistics(context: Context, facts: Cells, over: Sequence[int], terms: Seque
         inside &= np.array(context.layout.old(terms[dim])).reshape(shape)
     result: Cells = np.full(facts.shape, ANY, dtype=np.int16)
     factor = sqrt(growth(context, [terms[dim] for dim in grown]))
-    single = len(grown) == 1 and isinstance(terms[grown[0]], Atom)
+    single = isinstance(terms[grown[0]], Atom) and all(terms[dim].size == 1 for dim in over if dim != grown[0])
+    outer = context.layout.is_old([UNIT if dim in grown else term for dim, term in enumerate(terms)])
     others = [dim for dim in range(facts.ndim) if dim not in grown]
     for place in np.ndindex(*(facts.shape[dim] for dim in others)):
         at: list[int | slice] = [slice(None)] * facts.ndim
@@ -207,25 +242,30 @@ def statistics(context: Context, facts: Cells, over: Sequence[int], terms: Seque
         there = inside[index_]
         old = {int(f) for f in facts[index_][there]}
         new = {int(f) for f in facts[index_][~there]}
-        found = _normal(old, new, whole, centred, single)
+        mean = single and (bool(outer[index_].all()) or {kind(f) for f in old} == {"constant"})
+        found = _normal(old, new, whole, centred, mean)
+        sign = copysign(1.0, scale(next(iter(old)))) if found else 1.0
         if found == "copies":
             kinds = {kind(f) for f in old | new}
-            result[index_] = fact("same" if "same" in kinds else "constant", 1.0)
+            result[index_] = fact("same" if "same" in kinds else "constant", sign)
         elif found:
-            number = fact(kind(next(iter(old))), factor)
+            number = fact(kind(next(iter(old))), sign * factor)
             result[index_] = np.where(there, number, ZERO)
+        elif UNDEFINED in old | new:
+            result[index_] = UNDEFINED
     return result
 
 
 def _normalised_alone(number: int) -> int:
     """A norm over dimensions that stay."""
     if number >= SAME:
-        return fact(kind(number), 1.0) if kind(number) in ("same", "constant") else ANY
+        return fact(kind(number), copysign(1.0, scale(number))) if kind(number) in ("same", "constant") else ANY
     return UNDEFINED if number == UNDEFINED else ANY
 
 
-def _normal(old: set[int], new: set[int], whole: bool, centred: bool, single: bool) -> str:
-    """Which of the cases of `statistics` facts are: `copies`, `padded`, or none."""
+def _normal(old: set[int], new: set[int], whole: bool, centred: bool, mean: bool) -> str:
+    """Which of the cases of `statistics` facts are: `copies`, `padded`, or none. `mean`: a mean in new cells is that
+    over the dimension."""
     if len(old) != 1 or min(old) < SAME or not {kind(f) for f in old} <= {"same", "constant"}:
         return ""
     factor = scale(next(iter(old)))
@@ -233,7 +273,7 @@ def _normal(old: set[int], new: set[int], whole: bool, centred: bool, single: bo
         return "copies" if whole or all(kind(f) == "constant" for f in old | new) else ""
     if not centred and new == {ZERO}:
         return "padded"
-    return "padded" if centred and single and new == {fact("mean", factor)} else ""
+    return "padded" if centred and mean and new == {fact("mean", factor)} else ""
 
 
 def normalised(context: Context, node: Node) -> Cells:
@@ -251,7 +291,7 @@ def normalised(context: Context, node: Node) -> Cells:
     share = 1 / growth(context, [terms[dim] for dim in over]) if padded else 1.0
     path = _eps_path(node, 4 if "layer_norm" in node.op else 3)
     if len(scales) > 1 or not context.needs(node, scales.pop() ** 2 * share, *path):  # eps follows the variance
-        return np.full(result.shape, ANY, dtype=np.int16)
+        return np.where(result == UNDEFINED, UNDEFINED, ANY).astype(np.int16)
     return result
 
 
@@ -286,7 +326,7 @@ def _batch_norm(context: Context, node: Node) -> Value:
     terms = context.terms(node.args[0])
     old = context.old(node)
     if context.grown((*terms[:1], *terms[2:])):
-        return np.full(old.shape, ANY, dtype=np.int16)  # its statistics may be those of the input it is given
+        return unknown(context, node, UNDEFINED)  # its statistics may be those of the input it is given
     weight, bias, mean, variance = (_by_channel(context, a, old) for a in node.args[1:5])
     image = context.facts(node.args[0])
     given = [image, *(a for a in (weight, bias, mean, variance) if a is not None)]
@@ -295,9 +335,16 @@ def _batch_norm(context: Context, node: Node) -> Value:
         zero = ((weight == ZERO) | ((image == ZERO) & (mean == ZERO))) & (bias == ZERO)
         result = np.where(zero & ~old & (result != UNDEFINED), ZERO, result)
     if variance is not None:
-        bad = (variance < SAME) & ~np.isin(variance, (POSITIVE, NONNEGATIVE, ZERO))
+        bad = ~each(_not_negative, variance).astype(bool)
         result = np.where(bad, UNDEFINED, result)
     return settled(result.astype(np.int16), old)
+
+
+def _not_negative(number: int) -> int:
+    """Whether a variance is not negative, the original's being so."""
+    if number < SAME:
+        return number in (POSITIVE, NONNEGATIVE, ZERO)
+    return kind(number) != "affine" and scale(number) > 0
 
 
 @row("group_norm")
@@ -309,13 +356,10 @@ def _group_norm(context: Context, node: Node) -> Value:
     facts = context.facts(node.args[0])
     grouped = isinstance(channels, Product) and channels.parts and channels.parts[0].size == node.args[1]
     inner: tuple[Term, ...] = channels.parts[1:] if grouped and isinstance(channels, Product) else (channels,)
-    if context.grown(terms[2:]):
-        return np.full(old.shape, ANY, dtype=np.int16)
-    if context.grown(inner):
-        alike = complete(context.layout.cells(channels)) and bool((facts == SAME).all())
-        result = np.full(old.shape, SAME if alike else ANY, dtype=np.int16)
-    else:
-        result = functional(facts)
+    alike = complete(context.layout.cells(channels)) and bool((facts == SAME).all())
+    if context.grown(terms[2:]) or (context.grown(inner) and not alike):
+        return unknown(context, node, UNDEFINED)
+    result = facts if context.grown(inner) else functional(facts)
     weight, bias = (_by_channel(context, a, old) for a in (node.argument(2, "weight"), node.argument(3, "bias")))
     if weight is not None:
         result = multiplied(result, weight)
@@ -338,7 +382,7 @@ def _pool(context: Context, node: Node) -> Value:
     def pooled(number: int) -> int:
         if number < ZERO:
             return UNDEFINED if number == UNDEFINED else ANY
-        return number if kind(number) in known else ANY
+        return number if kind(number) in known and (linear or number == ZERO or scale(number) > 0) else ANY
 
     kept = each(pooled, facts).reshape(context.layout.shape(terms))
     return (kept, np.where(kept == SAME, SAME, ANY).astype(np.int16)) if several else kept
