@@ -95,7 +95,7 @@ def _pad(context: Context, node: Node) -> Value:
     mode, value = node.argument(2, "mode", "constant"), node.argument(3, "value", 0)
     constant = value if isinstance(mode, str) else mode
     if facts.shape != context.layout.shape(context.axes.terms[node.name]):
-        return unknown(context, node)
+        return unknown(context, node, UNDEFINED if (facts == UNDEFINED).any() else ANY)
     return facts if constant in (None, 0) else np.where(facts == ZERO, ANY, facts).astype(np.int16)
 
 

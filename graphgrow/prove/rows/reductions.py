@@ -122,6 +122,8 @@ class _Over:
 
     def centre(self, found: tuple[int, ...], outer: bool) -> int:
         """The mean over the dimensions."""
+        if any(kind(f) == "affine" for f in found):
+            return ANY
         if self.grown is None or UNDEFINED in found:
             return found[0] if self.grown is None else UNDEFINED
         alike = found[0] >= SAME and found[1] >= SAME and scale(found[0]) == scale(found[1])
