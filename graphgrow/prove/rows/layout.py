@@ -10,7 +10,7 @@ import numpy as np
 from graphgrow import ops
 from graphgrow.axes import Product, Term
 from graphgrow.graph import Argument, Node, Ref
-from graphgrow.prove.facts import ANY, CONSTANT, SAME, UNDEFINED, ZERO, Cells, each, fact, join, kind, scale
+from graphgrow.prove.facts import ANY, CONSTANT, POSITIVE, SAME, UNDEFINED, ZERO, Cells, each, fact, join, kind, scale
 from graphgrow.prove.rows.base import Context, Flags, Value, constant, cut, flat, joined, row, settled, spread, unknown
 
 
@@ -96,7 +96,14 @@ def _pad(context: Context, node: Node) -> Value:
     constant = value if isinstance(mode, str) else mode
     if facts.shape != context.layout.shape(context.axes.terms[node.name]):
         return unknown(context, node, UNDEFINED if (facts == UNDEFINED).any() else ANY)
-    return facts if constant in (None, 0) else np.where(facts == ZERO, ANY, facts).astype(np.int16)
+    zero = constant in (None, 0)
+
+    def padded(number: int) -> int:
+        if number == UNDEFINED or (zero and number != POSITIVE and kind(number) != "affine"):
+            return number
+        return number if number >= SAME and scale(number) == 1 and kind(number) != "affine" else ANY
+
+    return each(padded, facts)
 
 
 @row("stack", "slice_scatter", "select_scatter")
