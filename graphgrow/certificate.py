@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Fill = Literal["zero", "mean", "copy", "positive", "scaled"]
+Fill = Literal["zero", "mean", "copy", "positive", "scaled", "constant"]
 Claim = Literal["Exact", "Within", "Changes"]
+WHOLE = -2
 
 
 class _Value(BaseModel):
@@ -18,15 +19,21 @@ class Constraint(_Value):
     """One block of a parameter and what it must hold for the proof to go through."""
 
     parameter: str
-    dim: int  # the parameter's dimension that grew; -1 for its old block
+    dim: int  # the parameter's dimension that grew; -1 for its old block, WHOLE for all of a new parameter
     axis: str  # the axis, by its name for people
     fill: Fill
     text: str = ""  # the same with its factor: "0.816497 times the same"
     reason: str = ""  # the operator that needs it
 
+    @property
+    def block(self) -> str:
+        """Where in the parameter, for people."""
+        if self.dim == WHOLE:
+            return "all"
+        return f"the new units of dimension {self.dim}" if self.dim >= 0 else "the old units"
+
     def __str__(self) -> str:
-        block = f"new units of dimension {self.dim}" if self.dim >= 0 else "old units"
-        return f"{self.text or self.fill} in the {block} of {self.parameter}"
+        return f"{self.text or self.fill} in {self.block} of {self.parameter}"
 
 
 class Rescaled(_Value):

@@ -26,7 +26,7 @@ def digest(
 ) -> str:
     """The fingerprint of a program; tensors without storage count by their shapes."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        hashes = list(threads.map(_tensor_digest, tensors.values()))
+        hashes = list(threads.map(fingerprint, tensors.values()))
     described = [
         [name, str(tensor.dtype), list(tensor.shape), found, astuple(kinds[name])]
         for (name, tensor), found in zip(tensors.items(), hashes, strict=True)
@@ -35,7 +35,8 @@ def digest(
     return hashlib.sha256(f"{graph_to_text(graph)}\n{text}".encode()).hexdigest()
 
 
-def _tensor_digest(tensor: Tensor) -> str:
+def fingerprint(tensor: Tensor) -> str:
+    """The sha256 of a tensor's bytes."""
     if tensor.is_meta:
         return "no storage"
     known = cast(str | None, _known.get(tensor))  # pyright: ignore[reportUnknownMemberType]

@@ -209,6 +209,11 @@ class Graph:
         return self.by_name[name]
 
     @cached_property
+    def order(self) -> Mapping[str, int]:
+        """The place of every node in execution order."""
+        return {node.name: index for index, node in enumerate(self.nodes)}
+
+    @cached_property
     def inputs(self) -> tuple[Node, ...]:
         return tuple(node for node in self.nodes if node.op == "input")
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 TABLE = {
     "add-heads": "passes.add_heads:AddHeads",
     "add-kv-heads": "passes.add_kv_heads:AddKvHeads",
+    "deepen": "passes.deepen:Deepen",
     "widen": "passes.widen:Widen",
     "widen-hidden": "passes.widen_hidden:WidenHidden",
     "widen-keys": "passes.widen_keys:WidenKeys",
@@ -14,12 +15,13 @@ TABLE = {
 if TYPE_CHECKING:
     from passes.add_heads import AddHeads
     from passes.add_kv_heads import AddKvHeads
+    from passes.deepen import Deepen
     from passes.widen import Widen
     from passes.widen_hidden import WidenHidden
     from passes.widen_keys import WidenKeys
     from passes.widen_values import WidenValues
 
-__all__ = ["TABLE", "AddHeads", "AddKvHeads", "Widen", "WidenHidden", "WidenKeys", "WidenValues"]
+__all__ = ["TABLE", "AddHeads", "AddKvHeads", "Deepen", "Widen", "WidenHidden", "WidenKeys", "WidenValues"]
 
 
 def __getattr__(name: str) -> Any:

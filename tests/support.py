@@ -71,8 +71,8 @@ def wide_axes(program: Program) -> list[Named]:
 def _alone(program: Program, axis: Named) -> str:
     if axis.frozen:
         return axis.frozen[0]
-    obstacles = Prover(program.axes, {axis.atom: number(axis.size) + 1}).obstacles()
-    return next(iter(obstacles.values()), "")
+    found = Prover(program.axes, {axis.atom: number(axis.size) + 1}, program.fixed).derive()
+    return "" if found.holds else found.why
 
 
 def row(name: str, onnx: str) -> str:

@@ -651,7 +651,12 @@ def test_no_constraint_can_go(model: str, role: str, factor: float) -> None:
                 view.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(0))
         wrong = case.new.replace(tensors={**case.new.tensors, block.parameter: tensor})
         assert not prove(case.old, wrong, alignment).proof.holds, block
-        assert equivalence.deviation(outputs, permutation.run(wrong, inputs)) > 1e-9 + 100 * before, block
+        off = equivalence.deviation(outputs, permutation.run(wrong, inputs))
+        if role == "key" and block.parameter.endswith(".bias"):
+            # One number for all keys of a query: softmax does not change by it, which no rule of the prover says.
+            assert off <= 10 * before, block
+        else:
+            assert off > 1e-9 + 100 * before, block
 
 
 def numbers(case: Honest, wrong: Program) -> float:
@@ -852,7 +857,7 @@ def test_a_lying_row_is_caught_where_a_pass_believes_it(monkeypatch: pytest.Monk
         """A contraction that looks at old cells only."""
         facts = honest_row(context, node)
         assert isinstance(facts, np.ndarray)
-        return np.where(context.layout.is_old(context.axes.terms[node.name]), SAME, facts).astype(np.int16)
+        return np.where(context.layout.is_old(context.axes.terms[node.name]), SAME, facts).astype(np.int32)
 
     monkeypatch.setitem(ROWS, "contraction", ignores_new_cells)
     derivation = Prover(old.axes, {next(a.atom for a in old.axes.named if a.role == "mlp"): 11}).derive()

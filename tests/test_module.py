@@ -60,15 +60,20 @@ def test_is_the_model_in_both_modes(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_trains_as_the_model_does(name):
+    """A gradient that is zero in exact arithmetic (of a key's bias, by which softmax does not change) is what rounding
+    leaves of terms as large as other gradients."""
     model, inputs = ZOO[name].build()
     module = traced(name).module()
     assert list(gradients(module)) == list(gradients(model))
     assert backward(module.train(), inputs) == pytest.approx(backward(model.train(), inputs), rel=1e-6)
-    for key, expected in gradients(model).items():
+    wanted = gradients(model)
+    rounding = 10 * torch.finfo(torch.float32).eps * max(float(g.abs().max()) for g in wanted.values() if g is not None)
+    for key, expected in wanted.items():
         found = gradients(module)[key]
         assert (found is None) == (expected is None), key
         if expected is not None:
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+            atol = 1e-5 * float(expected.abs().max()) + rounding
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -140,7 +140,7 @@ class Prover:
         given = self.given.get(str(node.args[0]))
         if given is None and node.name not in self.touched:
             return _same(len(node.shape))
-        cells = np.where(self.layout.is_old(self.axes.terms[node.name]), SAME, ANY).astype(np.int16)
+        cells = np.where(self.layout.is_old(self.axes.terms[node.name]), SAME, ANY).astype(np.int32)
         for cell, fact in given or ():
             cells[cell] = fact
         return cells
@@ -149,7 +149,7 @@ class Prover:
         """The facts of a node that is no parameter."""
         if node.op == "input":
             if node.name in self.touched:
-                return np.where(self.layout.is_old(self.axes.terms[node.name]), SAME, ANY).astype(np.int16)
+                return np.where(self.layout.is_old(self.axes.terms[node.name]), SAME, ANY).astype(np.int32)
             return _same(len(node.shape))
         if not isinstance(node.type, TensorType | tuple):
             return _same(0)
@@ -219,17 +219,17 @@ class Prover:
         for block in self.blocks:
             if blocks.get(block, ANY) == ANY:
                 continue
-            reason, undefined = self._relax(block, ANY)
+            reason, undefined = self.relax(block, ANY)
             if not reason:
                 blocks[block] = ANY
                 continue
             needed[block] = reason
-            if undefined and not self._relax(block, POSITIVE)[0]:
+            if undefined and not self.relax(block, POSITIVE)[0]:
                 blocks[block] = POSITIVE
         why = f"every output is the same; {len(self.touched)} of {len(self.graph.nodes)} nodes hold new units"
         return Derivation(True, why, Assignment(blocks, start.numbers), needed, len(self.touched))
 
-    def _relax(self, block: Block, fact: int) -> tuple[str, bool]:
+    def relax(self, block: Block, fact: int) -> tuple[str, bool]:
         """Set one block free and carry the change on. If an old value is lost, undo it and name the operator that loses
         it, and tell whether it is because what it read is not defined."""
         node = self.graph.parameters[block.parameter]
@@ -307,7 +307,7 @@ class Prover:
             found.setdefault(atom, where)
         value = self.values[node.name]
         healed = tuple(
-            np.where(self.layout.is_old(terms), SAME, part).astype(np.int16)
+            np.where(self.layout.is_old(terms), SAME, part).astype(np.int32)
             for part, terms in zip(parts(value), self.shapes(node.name), strict=True)
         )
         self.values[node.name] = healed if isinstance(value, tuple) else healed[0]
@@ -318,7 +318,7 @@ def parts(value: Value) -> tuple[Cells, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-_SAMES = [np.full((1,) * rank, SAME, dtype=np.int16) for rank in range(12)]
+_SAMES = [np.full((1,) * rank, SAME, dtype=np.int32) for rank in range(12)]
 
 
 def _same(rank: int) -> Cells:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, reduce
+from math import isfinite, log
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Cells: TypeAlias = NDArray[np.int16]
+Cells: TypeAlias = NDArray[np.int32]
 Kind = Literal["free", "zero", "same", "mean", "constant", "affine"]
 
 UNDEFINED, ANY, NONNEGATIVE, POSITIVE, ZERO, SAME, MEAN, CONSTANT = range(8)
@@ -47,15 +48,31 @@ _by_number: dict[int, Multiple] = {number: multiple for multiple, number in _mul
 
 
 def fact(kind: Kind, scale: float, shift: float = 0.0) -> int:
-    """The number of a fact: the same one for scales that agree to twelve digits."""
+    """The number of a fact: the same one for scales that differ by rounding only."""
+    scale, shift = settle(scale), settle(shift)
     if kind == "affine" and shift == 0:
         kind = "same"
     if scale == 0 == shift:
         return ZERO
-    key = Multiple(kind, float(f"{scale:.12g}"), float(f"{shift:.12g}"))
+    key = Multiple(kind, scale, shift)
     number = _multiples.setdefault(key, len(_multiples) + SAME)
-    _by_number.setdefault(number, Multiple(kind, scale, shift))
+    _by_number.setdefault(number, key)
     return number
+
+
+ROUNDING = 1e-12  # numbers as near to each other as this, relatively, are one number
+_KNOWN: dict[int, float] = {0: 1.0}
+
+
+def settle(number: float) -> float:
+    """The first number that was met so near to this one."""
+    if number <= 0 or not isfinite(number):
+        return -settle(-number) if number < 0 else number
+    bucket = round(log(number) / ROUNDING)
+    for near in (bucket, bucket - 1, bucket + 1):
+        if near in _KNOWN:
+            return _KNOWN[near]
+    return _KNOWN.setdefault(bucket, number)
 
 
 def scaled(factor: float) -> int:
@@ -94,14 +111,14 @@ def text(number: int) -> str:
 
 def each(function: Callable[[int], int], cells: Cells) -> Cells:
     """A function of facts, cell by cell."""
-    return np.array([function(int(f)) for f in cells.reshape(-1)], dtype=np.int16).reshape(cells.shape)
+    return np.array([function(int(f)) for f in cells.reshape(-1)], dtype=np.int32).reshape(cells.shape)
 
 
 def every(function: Callable[[tuple[int, ...]], int], *arrays: Cells) -> Cells:
     """A function of the facts of several tensors, cell by cell."""
     wide = np.broadcast_arrays(*arrays)
     rows = zip(*(a.reshape(-1).tolist() for a in wide), strict=True)
-    return np.array([function(facts) for facts in rows], dtype=np.int16).reshape(wide[0].shape)
+    return np.array([function(facts) for facts in rows], dtype=np.int32).reshape(wide[0].shape)
 
 
 def join(facts: Sequence[int]) -> int:

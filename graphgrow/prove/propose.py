@@ -17,10 +17,10 @@ from graphgrow.axes import Atom, Sum, Term
 from graphgrow.axes.contractions import operands
 from graphgrow.graph import Argument, Graph, Node, Ref
 from graphgrow.prove.engine import Assignment, Block, Prover, Strategy, parts
-from graphgrow.prove.facts import MEAN, SAME, ZERO, Cells, fact, kind, multiple, scale
+from graphgrow.prove.facts import MEAN, POSITIVE, SAME, UNDEFINED, ZERO, Cells, fact, kind, multiple, scale
 from graphgrow.prove.rows import Number, Value
 from graphgrow.prove.rows.contractions import attention_scores, multiplied
-from graphgrow.prove.rows.pointwise import CHOICES, HOMOGENEOUS, LINEAR, PRODUCTS, QUOTIENTS, SUMS, short
+from graphgrow.prove.rows.pointwise import CHOICES, HOMOGENEOUS, LINEAR, POWERS, PRODUCTS, QUOTIENTS, SUMS, short
 from graphgrow.prove.rows.reductions import normalised
 
 STRATEGIES: tuple[Strategy, ...] = ("zeros", "means", "copies")
@@ -107,6 +107,10 @@ _START: dict[Strategy, Callable[[Prover, Block], int]] = {
 }
 
 
+def _undefined(value: Value) -> bool:
+    return any((part == UNDEFINED).any() for part in parts(value))
+
+
 class _Repair:
     """Runs a proposal through the graph once and repairs scales on the way."""
 
@@ -128,6 +132,8 @@ class _Repair:
         prover = self.prover
         for index, node in enumerate(self.graph.nodes):
             prover.step(node)
+            if short(node) in QUOTIENTS or POWERS.get(short(node), 1.0) < 0:
+                self._define(node)
             if node.op == "parameter" or prover.old_facts(node.name) == {SAME}:
                 continue
             self._absorb(node, index)
@@ -144,6 +150,34 @@ class _Repair:
         facts = self.prover.old_facts(name)
         fact_ = next(iter(facts))
         return scale(fact_) if len(facts) == 1 and fact_ >= SAME and kind(fact_) == "same" else None
+
+    def _define(self, node: Node) -> None:
+        """Where new units are divided by new zeros, the parameters that divide them become positive instead."""
+        divisor = node.args[1 if short(node) in QUOTIENTS else 0]
+        if not isinstance(divisor, Ref) or not _undefined(self.prover.values[node.name]):
+            return
+        names = self._sources(divisor.name)
+        for block in (block for name in names for block in self.prover.blocks_of(name)):
+            if self.blocks.get(block) == ZERO and not self.prover.relax(block, POSITIVE)[0]:
+                self.blocks[block] = POSITIVE
+        self._give(names)
+
+    def _sources(self, name: str) -> list[str]:
+        """The parameters that a value is made of, if it is made of parameters alone."""
+        found, waiting = dict[str, None](), [name]
+        while waiting and len(found) < _NEAR:
+            node = self.graph[waiting.pop()]
+            if node.op == "input":
+                return []
+            found[node.name] = None
+            waiting += [operand for operand in node.operands() if operand not in found]
+        return [str(self.graph[name].args[0]) for name in found if self.graph[name].op == "parameter"]
+
+    def _give(self, parameters: Iterable[str]) -> None:
+        """Let the prover know what blocks of parameters hold now."""
+        for name in parameters:
+            found = [(block, self.blocks.get(block)) for block in self.prover.blocks_of(name)]
+            self.prover.given[name] = [(block.cell, known) for block, known in found if known is not None]
 
     # Forward: the first parameter that multiplies
 
@@ -223,7 +257,7 @@ class _Repair:
                 found = multiple(number)
                 kind_ = "affine" if found.kind == "same" else found.kind
                 self.blocks[block] = fact(kind_, found.scale * factor, found.shift * factor + shift)
-        self.prover.given[parameter] = [(b.cell, f) for b, f in self.blocks.items() if b.parameter == parameter]
+        self._give([parameter])
 
     # Backward: the nearest weights before
 
@@ -284,7 +318,8 @@ class _Repair:
         self, weights: Sequence[str], factor: float, part: Part | None, index: int, good: Callable[[], bool]
     ) -> bool:
         """Multiply weights (all old blocks, or those in one part) and see whether that is good; else undo it."""
-        before, undo = dict(self.blocks), dict[str, Value]()
+        own = [block for name in weights for block in self.prover.blocks_of(name)]
+        before, undo = {block: self.blocks[block] for block in own if block in self.blocks}, dict[str, Value]()
         nodes = [self.graph.parameters[name] for name in weights]
         term = self.prover.axes.parameters[weights[0]][part[0]] if part else None
         for name, node in zip(weights, nodes, strict=True):
@@ -299,9 +334,10 @@ class _Repair:
             pass
         if good() and not any(self.prover.order[name] < index and self.prover.lost(name) for name in undo):
             return True
-        self.blocks = before
-        for name in weights:
-            self.prover.given[name] = [(b.cell, f) for b, f in before.items() if b.parameter == name]
+        for block in own:
+            self.blocks.pop(block, None)
+        self.blocks |= before
+        self._give(weights)
         self.prover.values.update(undo)
         return False
 

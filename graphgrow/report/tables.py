@@ -119,14 +119,13 @@ def certificate_table(certificate: Certificate, growth: bool = True) -> Renderab
 def _constraints(proof: Proof) -> list[tuple[str, RenderableType]]:
     """What the proof needs of blocks and of numbers in the graph, layers folded."""
     found = [*proof.constraints]
-    keys = [(item.text or item.fill, item.dim) for item in found]
+    keys = [(item.text or item.fill, item.block) for item in found]
     folds = fold([item.parameter for item in found], keys)
     parts: list[RenderableType] = []
-    for text, dim in sorted(set(keys), key=keys.index):
-        mine = [folded for folded in folds if keys[folded.members[0]] == (text, dim)]
+    for text, block in sorted(set(keys), key=keys.index):
+        mine = [folded for folded in folds if keys[folded.members[0]] == (text, block)]
         rows = [(folded.pattern, times(len(folded.members))) for folded in mine]
-        block = f"new units of dimension {dim}" if dim >= 0 else "old units"
-        parts += [f"{text} in the {block} of", pairs(rows[:_LISTED], "  ")]
+        parts += [f"{text} in {block} of", pairs(rows[:_LISTED], "  ")]
         parts += [f"  and {len(rows) - _LISTED} more (--json lists all)"] if rows[_LISTED:] else []
     numbers = Counter((item.old, item.new, item.place) for item in proof.numbers)
     changed = [(f"{old:g} becomes {new:g}", f"{place} {times(n)}") for (old, new, place), n in numbers.items()]

@@ -190,8 +190,11 @@ class _Maker:
             view.zero_()
             return
         mean, deviation = self.statistics
-        if fact == POSITIVE:
+        if fact == POSITIVE and mean > deviation:
             view.fill_(mean)
+        elif fact == POSITIVE:
+            fill_normal(view, 0.0, deviation or 1.0, self.generator)
+            view.abs_().add_(deviation or 1.0)
         elif self.fills.init == "copy":
             view.copy_(derived(self.old, self.terms, self.resizing, scaled(self.now.scale), at, ()))
             noise = torch.randn(view.shape, generator=self.generator, dtype=view.dtype)

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from graphgrow.axes import Atom, Axes
 from graphgrow.errors import Refusal
+from graphgrow.layers import Stack
 from graphgrow.program import Program
 from graphgrow.prove import Derivation, Prover
 from graphgrow.prove.engine import Strategy
+from graphgrow.prove.silence import silenced
+from graphgrow.rewrite.depth import Copied, Place, deepen
 from graphgrow.rewrite.numbers import from_sizes
 from graphgrow.rewrite.resize import Fills, Init, literal, refuse_frozen, resize
 from graphgrow.rewrite.units import Resizing
@@ -68,6 +71,19 @@ class Rewriter:
         numbers = {place: literal(self.program, place) * factor for place, factor in found.numbers.items()}
         self._resize(sizes, {}, Fills(found.blocks, init, self.seed, numbers=numbers))
         return derivation
+
+    def deepen(self, stack: Stack, plan: Sequence[Place], init: Copied = "copy") -> None:
+        """Put new layers between those of a stack so that the function stays: the parameters that make a layer add
+        nothing are found on the graph (`prove.silence`), all others are copies or random.
+
+        Raises Refusal where a layer can't be made to add nothing.
+        """
+        learned = self.program.kinds.keys() - self.program.fixed
+        silent: dict[str, float] = {}
+        for source in sorted({place.source for place in plan if place.new}):
+            silent |= silenced(self.program.graph, stack.layers[source], learned)
+        self.program = deepen(self.program, stack, plan, silent, init, self.seed)
+        self.edits.append(f"deepen {stack.name}: {len(stack.layers)} -> {len(plan)}")
 
     def shrink(self, kept: Mapping[Atom, Sequence[int]]) -> None:
         """Keep only the units listed of each axis. Promises nothing about the function."""

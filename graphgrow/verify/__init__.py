@@ -2,34 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
-from graphgrow.certificate import Certificate, Claim, Growth, Test
+from graphgrow.certificate import Certificate, Claim, Growth, Proof, Test
 from graphgrow.errors import CheckFailed, Refusal
 from graphgrow.program import Program
 from graphgrow.verify.align import Alignment, align
+from graphgrow.verify.depth import dead_layers, prove_depth, test_depth
 from graphgrow.verify.equivalence import FULL_SIZE, Pair, shrunk, test
 from graphgrow.verify.gradients import dead_axes
-from graphgrow.verify.proof import broken, changed, prove
+from graphgrow.verify.proof import Proved, broken, changed, prove
 
 __all__ = ["certify", "check"]
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What was found of two programs, and which new parameters can never learn."""
+
+    certificate: Certificate
+    dead: Callable[[], list[str]]
 
 
 def check(old: Program, new: Program, *, seed: int = 0) -> Certificate:
     """Compare two programs from outside, whoever made them: proof and numeric test.
 
     The certificate says whether they are equivalent (`holds`); it is not refused if not. Raises CheckFailed where the
-    programs can't be compared at all: their graphs differ in more than sizes.
+    programs can't be compared at all.
     """
+    return _compare(old, new, seed).certificate
+
+
+def _compare(old: Program, new: Program, seed: int) -> _Finding:
+    weighed = old.has_weights and new.has_weights
+    if len(old.graph.nodes) != len(new.graph.nodes):
+        return _deepened(old, new, seed, weighed)
     alignment = align(old, new)
     proved = prove(old, new, alignment)
-    proof = proved.proof
-    found = test(old, new, alignment, proved, seed) if old.has_weights and new.has_weights else None
-    if found and not proof.holds:
+    found = test(old, new, alignment, proved, seed) if weighed else None
+    if found and not proved.proof.holds:
         found = _alone(found, changed(old, new, alignment) or broken(old, alignment))
+    certificate = _certificate(old, new, _growth(old, alignment), proved.proof, found)
+    return _Finding(certificate, lambda: _dead(old, new, alignment, proved, seed) if weighed else [])
+
+
+def _deepened(old: Program, new: Program, seed: int, weighed: bool) -> _Finding:
+    """Programs of different depth. Without a proof numbers say nothing: layers may do little on random inputs."""
+    found = prove_depth(old, new)
+    tested = test_depth(old, new, found, seed) if weighed and found.proof.holds else None
+    certificate = _certificate(old, new, found.growth, found.proof, tested)
+    return _Finding(certificate, lambda: dead_layers(old, new, found, seed) if weighed else [])
+
+
+def _certificate(
+    old: Program, new: Program, growth: tuple[Growth, ...], proof: Proof, tested: Test | None
+) -> Certificate:
     return Certificate(
-        spec="check", old=old.digest, new=new.digest, claim="Exact", growth=_growth(old, alignment),
-        proof=proof, test=found, version=version("graphgrow"),
+        spec="check", old=old.digest, new=new.digest, claim="Exact", growth=growth,
+        proof=proof, test=tested, version=version("graphgrow"),
     )  # fmt: skip
 
 
@@ -43,13 +75,19 @@ def _alone(found: Test, changes: str) -> Test:
 
 def certify(old: Program, new: Program, *, spec: str, claim: Claim, seed: int = 0) -> Certificate:
     """The certificate of a pass. Raises CheckFailed where the claim does not hold, Refusal for a dead growth."""
-    found = check(old, new, seed=seed).model_copy(update={"spec": spec, "claim": claim})
+    finding = _compare(old, new, seed)
+    found = finding.certificate.model_copy(update={"spec": spec, "claim": claim})
     if claim != "Exact":
         return found
     if not found.holds:
         reasons = [evidence.why for evidence in (found.proof, found.test) if evidence and not evidence.holds]
         raise CheckFailed(found=f"a rewrite that does not keep the function: {'; '.join(reasons)}", where=spec)
-    _refuse_dead(old, new, spec, seed)
+    if dead := finding.dead():
+        raise Refusal(
+            found=f"a dead growth: no new parameter on {', '.join(dead[:3])} ever gets a gradient",
+            where=spec,
+            fix="start the free blocks with init=scaled or init=copy, or grow to a multiple of the size with by=copies",
+        )
     return found
 
 
@@ -61,18 +99,9 @@ def _growth(old: Program, alignment: Alignment) -> tuple[Growth, ...]:
     )
 
 
-def _refuse_dead(old: Program, new: Program, spec: str, seed: int) -> None:
-    if not (old.has_weights and new.has_weights):
-        return
-    alignment = align(old, new)
-    proved = prove(old, new, alignment)
-    pair = Pair(old, new, alignment, proved.assignment)
+def _dead(old: Program, new: Program, alignment: Alignment, proved: Proved, seed: int) -> list[str]:
+    """The grown axes on which nothing new can learn: what is zero by choice is as dead as what must be."""
+    pair = Pair(old, new, alignment, proved.read)
     if old.size + new.size > FULL_SIZE:
-        pair = shrunk(pair, proved)
-    dead = dead_axes(pair, seed)
-    if dead:
-        raise Refusal(
-            found=f"a dead growth: no new parameter on {', '.join(dead[:3])} ever gets a gradient",
-            where=spec,
-            fix="start the free blocks with init=scaled or init=copy, or grow to a multiple of the size with by=copies",
-        )
+        pair = shrunk(pair, replace(proved, assignment=proved.read))
+    return dead_axes(pair, seed)

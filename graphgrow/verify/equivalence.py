@@ -98,23 +98,28 @@ def test(old: Program, new: Program, alignment: Alignment, proved: Proved, seed:
     if small:
         pair = shrunk(pair, proved)
     holds = proved.proof.holds
-    runners = _both(pair.old, pair.old.tensors)
-    drawn = _both(pair.new, drawn_values(pair, seed) if holds else pair.new.tensors, pair)
-    trials = tuple(_trial(pair, runners, drawn, sizes, seed + index) for index, sizes in enumerate(_sizes(old)))
+    before = runners(pair.old, pair.old.tensors)
+    drawn = runners(pair.new, drawn_values(pair, seed) if holds else pair.new.tensors, pair)
+    trials = [trial(pair, before, drawn, sizes, seed + index) for index, sizes in enumerate(sizes_to_try(old))]
     if holds and not (small and pair.inexact):  # as it is, too: random values hide what 0 / 0 makes of its own
-        stored = _both(pair.new, pair.new.tensors, pair)
-        trials += (_trial(pair, runners, stored, _sizes(old)[0], seed, stored=pair.inexact),)
-    bad = [trial for trial in trials if not _passes(trial)]
-    worst = max(max(trial.output64, trial.gradient64) for trial in trials)
+        stored = runners(pair.new, pair.new.tensors, pair)
+        trials.append(trial(pair, before, stored, sizes_to_try(old)[0], seed, stored=pair.inexact))
+    return verdict(trials, small, seed)
+
+
+def verdict(trials: Sequence[Trial], small: bool, seed: int) -> Test:
+    """What trials say together; `small` tells that they ran on shrunk programs."""
+    bad = [one for one in trials if not _passes(one)]
+    worst = max(max(one.output64, one.gradient64) for one in trials)
     where = "on both programs with their axes shrunk alike" if small else "at full size"
     why = f"largest deviation {worst:.1e} in float64 (outputs and input gradients), {len(trials)} sizes, {where}"
     if bad:
-        first = max(bad, key=lambda trial: max(trial.output64, trial.gradient64))
+        first = max(bad, key=lambda one: max(one.output64, one.gradient64))
         why = (
             f"outputs differ by {first.output64:.1e}, gradients by {first.gradient64:.1e} "
             f"(allowed {first.tolerance64:.1e}) in float64 at {first.sizes or 'fixed sizes'}"
         )
-    return Test(holds=not bad, trials=trials, reduced=small, why=why, seed=seed)
+    return Test(holds=not bad, trials=tuple(trials), reduced=small, why=why, seed=seed)
 
 
 def _passes(trial: Trial) -> bool:
@@ -122,7 +127,7 @@ def _passes(trial: Trial) -> bool:
     return max(trial.output64, trial.gradient64) <= trial.tolerance64 and trial.output32 < float("inf")
 
 
-def _sizes(program: Program) -> list[dict[str, int]]:
+def sizes_to_try(program: Program) -> list[dict[str, int]]:
     """Sizes to try: batch 1, odd and even lengths, within the bounds of the trace."""
     wanted = [(1, 5), (2, 8), (3, 3)]
     found: list[dict[str, int]] = []
@@ -154,7 +159,8 @@ def drawn_values(pair: Pair, seed: int) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _trial(pair: Pair, old: Runners, new: Runners, sizes: Mapping[str, int], seed: int, stored: bool = False) -> Trial:
+def trial(pair: Pair, old: Runners, new: Runners, sizes: Mapping[str, int], seed: int, stored: bool = False) -> Trial:
+    """Both programs on one random input. `stored` tells that the new values were rounded when they were stored."""
     inputs = pair.old.example(sizes, seed)
     old64, grads = old[0](inputs)
     new64, new_grads = new[0](inputs)
@@ -234,7 +240,7 @@ class Runner:
 Runners = tuple[Runner, Runner]
 
 
-def _both(program: Program, tensors: Mapping[str, Tensor], pair: Pair | None = None) -> Runners:
+def runners(program: Program, tensors: Mapping[str, Tensor], pair: Pair | None = None) -> Runners:
     """A program in float64 and in float32."""
     return Runner(program, tensors, torch.float64, pair), Runner(program, tensors, torch.float32, pair)
 

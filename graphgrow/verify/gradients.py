@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from graphgrow.program import Program
 from graphgrow.prove import Layout
 from graphgrow.rewrite.blocks import view_cells
 from graphgrow.verify.equivalence import Pair, combined, drawn_values, lowered, used
@@ -23,8 +24,10 @@ def dead_axes(pair: Pair, seed: int) -> list[str]:
     names = {named.atom: named.name for named in pair.old.axes.named}
     gradients: dict[str, Tensor] = {}
     module = lowered(pair.new, pair.new.tensors, torch.float64)
+    touched = [name for name, terms in pair.old.axes.parameters.items() if pair.resizing.touches(terms)]
     for draw in range(DRAWS):
-        for name, gradient in _gradients(pair, module, drawn_values(pair, seed + draw), seed + draw).items():
+        _set(module, drawn_values(pair, seed + draw), touched)
+        for name, gradient in _gradients(module, pair.new, touched, seed + draw).items():
             gradients[name] = gradients.get(name, torch.zeros(())) + gradient.abs()
     dead: list[str] = []
     for atom, size in pair.alignment.sizes.items():
@@ -40,19 +43,26 @@ def dead_axes(pair: Pair, seed: int) -> list[str]:
     return dead
 
 
-def _gradients(pair: Pair, module: nn.Module, tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Gradients of all resized parameters, at the values in `tensors`."""
+def gradients_of(program: Program, tensors: Mapping[str, Tensor], names: Set[str], seed: int) -> dict[str, Tensor]:
+    """Gradients of the parameters in `names`, at the values in `tensors`, on one random input."""
+    return _gradients(lowered(program, tensors, torch.float64), program, names, seed)
+
+
+def _gradients(module: nn.Module, program: Program, names: Iterable[str], seed: int) -> dict[str, Tensor]:
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    values = parameters | dict(module.named_buffers(remove_duplicate=False))
-    touched = [name for name, terms in pair.old.axes.parameters.items() if pair.resizing.touches(terms)]
-    with torch.no_grad():
-        for name in touched:
-            values[name].copy_(tensors[name])
     inputs = {
         name: value.double() if value.is_floating_point() else value
-        for name, value in pair.new.example({}, seed).items()
+        for name, value in program.example({}, seed).items()
     }
-    watched = {name: parameters[name].requires_grad_() for name in touched if name in parameters}
+    watched = {name: parameters[name].requires_grad_() for name in names if name in parameters}
     outputs = [leaf for leaf in pytree.tree_leaves(module(**inputs)) if isinstance(leaf, Tensor)]
     grads = torch.autograd.grad(combined(outputs), list(watched.values()), allow_unused=True)
     return dict(used(zip(watched, grads, strict=True)))
+
+
+def _set(module: nn.Module, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """Give a module other values."""
+    values = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    with torch.no_grad():
+        for name in names:
+            values[name].copy_(tensors[name])

@@ -13,6 +13,7 @@ from graphgrow.certificate import Constraint, Fill, Proof, Rescaled
 from graphgrow.program import Program
 from graphgrow.prove import ANY, POSITIVE, SAME, ZERO, Assignment, Block, Prover, free, kind, multiple, text
 from graphgrow.prove.engine import Strategy
+from graphgrow.prove.facts import ROUNDING
 from graphgrow.prove.propose import STRATEGIES, chosen, propose
 from graphgrow.rewrite import Resizing, literal
 from graphgrow.rewrite.blocks import derived, view_cells
@@ -23,11 +24,13 @@ ULPS = 2  # a value that was multiplied is rounded once, its factor once
 
 @dataclass(frozen=True)
 class Proved:
-    """A proof, and for which assignment of blocks and numbers it holds: made in the way of `strategy`."""
+    """A proof, and for which assignment of blocks and numbers it holds, made in the way of `strategy`; `read` is what
+    the blocks of the new program do hold."""
 
     proof: Proof
     assignment: Assignment = field(default_factory=Assignment)
     strategy: Strategy = "zeros"
+    read: Assignment = field(default_factory=Assignment)
 
 
 def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
@@ -43,11 +46,12 @@ def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
         if isinstance(facts, str):
             failures.append(facts)
             continue
-        found = prover.derive(Assignment(facts, alignment.factors))
+        read = Assignment(facts, alignment.factors)
+        found = prover.derive(read)
         if found.holds:
             rows = constraints(old.axes, found.assignment, found.needed)
             proof = Proof(holds=True, why=found.why, constraints=rows, numbers=_rescaled(old, alignment))
-            return Proved(proof, found.assignment, strategy)
+            return Proved(proof, found.assignment, strategy, read)
         failures.append(found.why)
     return Proved(Proof(holds=False, why=failures[0]))
 
@@ -164,7 +168,8 @@ class Reader:
             return bool(torch.equal(expected.to(view.dtype), view))
         allowed = expected.abs() + abs(multiple(fact).shift) + _size(old, fact)
         error = (view.double() - expected.double()).abs()
-        return bool((error <= ULPS * torch.finfo(view.dtype).eps * allowed.double()).all())
+        unit = torch.finfo(view.dtype).eps + ROUNDING  # factors are known no better than this
+        return bool((error <= ULPS * unit * allowed.double()).all())
 
 
 def _size(old: Tensor, fact: int) -> float:

@@ -83,7 +83,7 @@ class Context:
             value = self.values[argument.name]
             assert isinstance(value, np.ndarray)
             return value
-        return np.array(SAME, dtype=np.int16)
+        return np.array(SAME, dtype=np.int32)
 
     def factor(self, node: Node, *path: int | str) -> float:
         """By how much a number in the arguments is multiplied."""
@@ -114,7 +114,7 @@ class Context:
 
     def filled(self, node: Node, old: int, new: int) -> Cells:
         """One fact in all old cells of the result, one in all new ones."""
-        return np.where(self.old(node), old, new).astype(np.int16)
+        return np.where(self.old(node), old, new).astype(np.int32)
 
     def spread(self, argument: Argument, target: Flags) -> Cells:
         """The facts of an operand, broadcast to cells of which `target` are old."""
@@ -138,8 +138,8 @@ def spread(facts: Cells, source: Flags, target: Flags) -> Cells:
     wide = np.broadcast_to(facts, target.shape)
     varied = np.broadcast_to(source, target.shape) & ~target
     if not varied.any():
-        return wide.astype(np.int16)
-    return np.where(varied, each(constant, wide), wide).astype(np.int16)
+        return wide.astype(np.int32)
+    return np.where(varied, each(constant, wide), wide).astype(np.int32)
 
 
 def constant(number: int) -> int:
@@ -152,7 +152,7 @@ def flat(arguments: Sequence[Argument]) -> list[Argument]:
 
 def settled(facts: Cells, old: Flags) -> Cells:
     """Facts with those of old cells as such: what is constant there is simply the same."""
-    return np.where(old & (facts == CONSTANT), SAME, facts).astype(np.int16)
+    return np.where(old & (facts == CONSTANT), SAME, facts).astype(np.int32)
 
 
 def cut(context: Context, facts: Cells, dim: int, whole: Term, parts: Sequence[Term]) -> list[Cells] | None:
@@ -168,7 +168,7 @@ def cut(context: Context, facts: Cells, dim: int, whole: Term, parts: Sequence[T
         sources: list[list[Cells]] = [[] for _ in flags]
         for a, b in chosen:
             sources[a].append(each(_unmoved, along[b]) if flags[a] != old[b] else along[b])
-        made = [joined(cells) if cells else np.full(along.shape[1:], SAME, dtype=np.int16) for cells in sources]
+        made = [joined(cells) if cells else np.full(along.shape[1:], SAME, dtype=np.int32) for cells in sources]
         found.append(np.moveaxis(np.stack(made), 0, dim))
     return found
 
@@ -190,7 +190,7 @@ def _is_complex(node: Node) -> bool:
 def _unsigned(value: Value) -> Value:
     """Facts of complex numbers, which have no sign."""
     assert isinstance(value, np.ndarray)
-    return np.where((value > ANY) & (value < ZERO), ANY, value).astype(np.int16)
+    return np.where((value > ANY) & (value < ZERO), ANY, value).astype(np.int32)
 
 
 def _parts(value: Value) -> tuple[Cells, ...]:
@@ -202,5 +202,5 @@ def unknown(context: Context, node: Node, fact: int = ANY) -> Value:
     if any((part == UNDEFINED).any() for name in node.operands() for part in _parts(context.values[name])):
         fact = UNDEFINED
     if isinstance(node.type, tuple):
-        return tuple(np.full(context.layout.shape(terms), fact, np.int16) for terms in context.axes.several[node.name])
-    return np.full(context.layout.shape(context.axes.terms[node.name]), fact, dtype=np.int16)
+        return tuple(np.full(context.layout.shape(terms), fact, np.int32) for terms in context.axes.several[node.name])
+    return np.full(context.layout.shape(context.axes.terms[node.name]), fact, dtype=np.int32)

@@ -28,6 +28,7 @@ from graphgrow.prove.facts import (
     plus,
     product,
     scale,
+    settle,
     times,
 )  # fmt: skip
 from graphgrow.prove.rows.base import Context, Value, row, unknown
@@ -64,7 +65,7 @@ def contract(
             if letter not in cells or len(found) > len(cells[letter]):
                 cells[letter] = found
     summed = [letter for letter in cells if letter not in output]
-    result: Cells = np.full(tuple(len(cells[letter]) for letter in output), ANY, dtype=np.int16)
+    result: Cells = np.full(tuple(len(cells[letter]) for letter in output), ANY, dtype=np.int32)
     for place in cartesian(*(range(len(cells[letter])) for letter in output)):
         at = dict(zip(output, place, strict=True))
         result[place] = _summed(inputs, facts, cells, summed, at)
@@ -126,8 +127,8 @@ def _total(totals: dict[tuple[int, ...], float], kinds: set[str], lost: int | No
     if lost is not None:
         return ANY if kinds and lost != UNDEFINED else lost
     if not kinds:
-        return ANY if is_old else ZERO  # the original has something in old cells
-    shares = {float(f"{share:.12g}") for share in totals.values()}
+        return ZERO
+    shares = {settle(share) for share in totals.values()}
     if len(shares) > 1:
         return ANY
     if is_old:
@@ -149,7 +150,7 @@ def _attention(context: Context, node: Node) -> Value:
     scores = attention_scores(context, node)
     flags = context.layout.is_old((*lead, terms[0][-2], terms[1][-2]))
     mask = node.args[3]
-    masks = context.spread(mask, flags) if isinstance(mask, Ref) else np.full(scores.shape, CONSTANT, dtype=np.int16)
+    masks = context.spread(mask, flags) if isinstance(mask, Ref) else np.full(scores.shape, CONSTANT, dtype=np.int32)
     weights = functional(scores, masks)
     return contract(
         context, [letters + "nm", letters + "mv"], letters + "nv", [weights, value],
@@ -235,7 +236,7 @@ def _grouped(
         return None
     facts_in = np.moveaxis(image, channel, 0).reshape(len(cells_in), -1)
     facts_weight = weight.reshape(len(old_out), inner)
-    result: Cells = np.full((len(old_out), facts_in.shape[1]), ANY, dtype=np.int16)
+    result: Cells = np.full((len(old_out), facts_in.shape[1]), ANY, dtype=np.int32)
     for out, rest in cartesian(range(len(old_out)), range(facts_in.shape[1])):
         group = out // each
         pairs = [(int(facts_in[group * inner + i, rest]), int(facts_weight[out, i])) for i in range(inner)]

@@ -22,7 +22,7 @@ def _reshape(context: Context, node: Node) -> Value:
     if facts.size == prod(shape):
         return facts.reshape(shape)
     found = join(facts.reshape(-1).tolist())
-    return np.full(shape, found if found < SAME or (facts == CONSTANT).all() else ANY, dtype=np.int16)
+    return np.full(shape, found if found < SAME or (facts == CONSTANT).all() else ANY, dtype=np.int32)
 
 
 @row("permute")
@@ -51,7 +51,7 @@ def _repeat(context: Context, node: Node) -> Value:
         if facts.shape[dim] != count:
             times = count // facts.shape[dim]
             facts, source = (_repeated(a, times, dim, ops.kind(node.op)) for a in (facts, source))
-    return np.where(source & ~old, each(constant, facts), facts).astype(np.int16)
+    return np.where(source & ~old, each(constant, facts), facts).astype(np.int32)
 
 
 def _repeated(cells: np.ndarray, times: int, dim: int, op: str) -> np.ndarray:
@@ -133,8 +133,8 @@ def plain(context: Context, node: Node) -> Value:
         number = UNDEFINED
     several = context.axes.several.get(node.name)
     if several is not None:
-        return tuple(np.full(context.layout.shape(terms), number, dtype=np.int16) for terms in several)
-    return np.full(context.old(node).shape, number, dtype=np.int16)
+        return tuple(np.full(context.layout.shape(terms), number, dtype=np.int32) for terms in several)
+    return np.full(context.old(node).shape, number, dtype=np.int32)
 
 
 def _reads_new(context: Context, node: Node) -> bool:
@@ -201,7 +201,7 @@ def _slice(context: Context, node: Node) -> Value:
         return facts if ops.kind(node.op) == "slice" else np.asarray(facts.take(0, axis=dim))
     piece = context.result(node)[dim] if ops.kind(node.op) == "slice" else None
     if piece is not None and (piece.size == 0 or _one_of_each(terms[dim], piece, node.args[4])):
-        return facts if piece.size != 0 else np.full(context.old(node).shape, SAME, dtype=np.int16)
+        return facts if piece.size != 0 else np.full(context.old(node).shape, SAME, dtype=np.int32)
     if piece is not None and node.args[4] == 1:
         before = context.before(node)
         if before is not None:
@@ -212,4 +212,4 @@ def _slice(context: Context, node: Node) -> Value:
     if ops.kind(node.op) == "select":
         return settled(one, context.old(node))
     old = context.old(node)
-    return settled(np.broadcast_to(np.expand_dims(one, dim), old.shape).astype(np.int16), old)
+    return settled(np.broadcast_to(np.expand_dims(one, dim), old.shape).astype(np.int32), old)

@@ -23,6 +23,8 @@ def _lookup(context: Context, node: Node) -> Value:
         dims = [(given if isinstance(given, int) else 0) % len(terms)]
     used = [index for index in chosen if isinstance(index, Ref)]
     out = context.result(node)
+    if (facts == ZERO).all():
+        return context.filled(node, ZERO, ZERO)
     if not all(_known(context, index) for index in used):
         return unknown(context, node, UNDEFINED if (facts == UNDEFINED).any() else ANY)
     if op == "index" and context.grown([terms[dim] for dim in dims]):
@@ -37,13 +39,13 @@ def _lookup(context: Context, node: Node) -> Value:
     if op == "gather":
         if any(size not in (1, count) for size, count in zip(facts.shape, context.old(node).shape, strict=True)):
             return unknown(context, node)  # an index that is narrower than what it picks from
-        return settled(spread(facts.astype(np.int16), source, context.old(node)), context.old(node))
+        return settled(spread(facts.astype(np.int32), source, context.old(node)), context.old(node))
     rest = [facts.shape[d] for d in range(facts.ndim) if d not in dims]
     width = len(out) - len(rest)
     adjacent = dims == list(range(dims[0], dims[-1] + 1))
     first = dims[0] if adjacent else 0
     shape = [*rest[:first], *[1] * width, *rest[first:]]
-    return spread(facts.reshape(shape).astype(np.int16), source.reshape(shape), context.old(node))
+    return spread(facts.reshape(shape).astype(np.int32), source.reshape(shape), context.old(node))
 
 
 def _known(context: Context, index: Ref) -> bool:
@@ -59,6 +61,8 @@ def _scatter(context: Context, node: Node) -> Value:
     others = [a for a in node.args[2:] if isinstance(a, Ref)]
     shapes = (terms, *(context.terms(other) for other in others))
     along = [shape[dim] if len(shape) == len(terms) else shape[0] for shape in shapes if shape]
+    if len(node.args) - len(others) <= 2 and all((context.facts(a) == ZERO).all() for a in (node.args[0], *others[1:])):
+        return context.filled(node, ZERO, ZERO)
     same = all((context.facts(a) == SAME).all() for a in (node.args[0], *others))
     return facts if same and not context.grown(along) else unknown(context, node)
 
@@ -69,4 +73,4 @@ def _one_hot(context: Context, node: Node) -> Value:
     if (index != SAME).any():
         return unknown(context, node)
     kept = np.array(context.layout.old(context.result(node)[-1]))
-    return np.where(kept, index[..., None], ZERO).astype(np.int16)
+    return np.where(kept, index[..., None], ZERO).astype(np.int32)

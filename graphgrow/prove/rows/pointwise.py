@@ -74,7 +74,7 @@ def _pointwise(context: Context, node: Node) -> Value:
         return context.spread(node.args[1], old)
     given = [a for a in flat(node.args) if isinstance(a, Ref | int | float | Size | ByMode | Lowest)]
     found = [
-        context.spread(a, old) if isinstance(a, Ref) else np.full(old.shape, CONSTANT, dtype=np.int16) for a in given
+        context.spread(a, old) if isinstance(a, Ref) else np.full(old.shape, CONSTANT, dtype=np.int32) for a in given
     ]
     numbers = [a for a in given if not isinstance(a, Ref)]
     if not found:
@@ -98,8 +98,8 @@ def _pointwise(context: Context, node: Node) -> Value:
         result = _choice(given, found)
     else:
         result = _function(context, node, name, found)
-    zeros = _zeros(ops.TABLE[node.op].zero, node, given, found) & ~old
-    return settled(np.where(zeros & (result != UNDEFINED), ZERO, result).astype(np.int16), old)
+    zeros = _zeros(ops.TABLE[node.op].zero, node, given, found) & ~(old & (result >= SAME))
+    return settled(np.where(zeros & (result != UNDEFINED), ZERO, result).astype(np.int32), old)
 
 
 def _rounds(context: Context, node: Node) -> bool:
@@ -188,7 +188,7 @@ def _product(context: Context, node: Node, name: str, given: Sequence[Argument],
             factor = context.factor(node, "args", index) ** exponent
             positive = isinstance(argument, int | float) and argument > 0
             number = fact("constant", factor)
-            operands.append(np.full(cells.shape, number, dtype=np.int16))
+            operands.append(np.full(cells.shape, number, dtype=np.int32))
             if positive and not divides:
                 return _multiplied(found[1 - index], number)
             if positive and divides and index:
@@ -353,9 +353,9 @@ def _prelu(context: Context, node: Node) -> Value:
     if slope.ndim and slope.size > 1:
         slope = slope.reshape([-1 if dim == 1 else 1 for dim in range(old.ndim)])
     else:
-        slope = np.full(old.shape, CONSTANT, dtype=np.int16) if (slope == SAME).all() else np.full(old.shape, ANY)
+        slope = np.full(old.shape, CONSTANT, dtype=np.int32) if (slope == SAME).all() else np.full(old.shape, ANY)
     result = functional(facts, np.broadcast_to(slope, facts.shape))
-    return settled(np.where((facts == ZERO) & (slope != UNDEFINED), ZERO, result).astype(np.int16), old)
+    return settled(np.where((facts == ZERO) & (slope != UNDEFINED), ZERO, result).astype(np.int32), old)
 
 
 @row("getitem")

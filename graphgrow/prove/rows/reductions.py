@@ -88,7 +88,7 @@ def _reduction(context: Context, node: Node) -> Value:
     over = _Over(context, [terms[dim] for dim in dims], terms[grown[0]] if grown else None)
 
     def reduced(result: Callable[[tuple[int, ...], bool], int], at: int) -> Cells:
-        cells = every(lambda found: result(found[:-1], bool(found[-1])), *parts, others_old.astype(np.int16))
+        cells = every(lambda found: result(found[:-1], bool(found[-1])), *parts, others_old.astype(np.int32))
         old = context.layout.is_old(shapes[at])
         return settled(cells.reshape(old.shape), old)
 
@@ -97,7 +97,7 @@ def _reduction(context: Context, node: Node) -> Value:
         return first
     if "_mean" in node.op:
         return (first, reduced(over.centre, 1))
-    return (first, np.where((first == SAME) & (not grown), SAME, ANY).astype(np.int16))
+    return (first, np.where((first == SAME) & (not grown), SAME, ANY).astype(np.int32))
 
 
 class _Over:
@@ -231,7 +231,7 @@ def statistics(context: Context, facts: Cells, over: Sequence[int], terms: Seque
     for dim in grown:
         shape = [-1 if d == dim else 1 for d in range(facts.ndim)]
         inside &= np.array(context.layout.old(terms[dim])).reshape(shape)
-    result: Cells = np.full(facts.shape, ANY, dtype=np.int16)
+    result: Cells = np.full(facts.shape, ANY, dtype=np.int32)
     factor = sqrt(growth(context, [terms[dim] for dim in grown]))
     single = isinstance(terms[grown[0]], Atom) and all(terms[dim].size == 1 for dim in over if dim != grown[0])
     outer = context.layout.is_old([UNIT if dim in grown else term for dim, term in enumerate(terms)])
@@ -293,7 +293,7 @@ def normalised(context: Context, node: Node) -> Cells:
     share = 1 / growth(context, [terms[dim] for dim in over]) if padded else 1.0
     path = _eps_path(node, 4 if "layer_norm" in node.op else 3)
     if len(scales) > 1 or not context.needs(node, scales.pop() ** 2 * share, *path):  # eps follows the variance
-        return np.where(result == UNDEFINED, UNDEFINED, ANY).astype(np.int16)
+        return np.where(result == UNDEFINED, UNDEFINED, ANY).astype(np.int32)
     return result
 
 
@@ -335,11 +335,11 @@ def _batch_norm(context: Context, node: Node) -> Value:
     result = functional(*given)
     if weight is not None and bias is not None and mean is not None:
         zero = ((weight == ZERO) | ((image == ZERO) & (mean == ZERO))) & (bias == ZERO)
-        result = np.where(zero & ~old & (result != UNDEFINED), ZERO, result)
+        result = np.where(zero & ~(old & (result >= SAME)) & (result != UNDEFINED), ZERO, result)
     if variance is not None:
         bad = ~each(_not_negative, variance).astype(bool)
         result = np.where(bad, UNDEFINED, result)
-    return settled(result.astype(np.int16), old)
+    return settled(result.astype(np.int32), old)
 
 
 def _not_negative(number: int) -> int:
@@ -387,4 +387,4 @@ def _pool(context: Context, node: Node) -> Value:
         return number if kind(number) in known and (linear or number == ZERO or scale(number) > 0) else ANY
 
     kept = each(pooled, facts).reshape(context.layout.shape(terms))
-    return (kept, np.where(kept == SAME, SAME, ANY).astype(np.int16)) if several else kept
+    return (kept, np.where(kept == SAME, SAME, ANY).astype(np.int32)) if several else kept

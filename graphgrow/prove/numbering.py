@@ -1,0 +1,131 @@
+"""Value numbering over two graphs: nodes with one number hold one value.
+
+A node's number stands for its operator, the numbers of what it reads, and its other arguments; a parameter's for its
+contents. Four laws bring different graphs together: x + 0 = x; an operator that does nothing to its own results
+(relu(relu(x)) = relu(x), also through max-pooling) is left out; so is a reshape to the shape from before another one;
+and all zeros of one type are equal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from graphgrow import ops
+from graphgrow.graph import Argument, Graph, Node, Ref
+
+_SUMS = {"aten.add.Tensor", "aten.sub.Tensor"}
+_IDEMPOTENT = {"aten.relu.default", "aten.relu6.default", "aten.hardtanh.default", "aten.clamp_min.default",
+               "aten.to.dtype", "aten.clamp.default"}  # fmt: skip
+_CHOOSES = {"aten.max_pool1d.default", "aten.max_pool2d.default", "aten.max_pool3d.default"}
+_DRAWS = ("aten.rand", "aten.bernoulli", "aten.dropout", "aten.normal", "aten.uniform", "aten.exponential")
+
+
+class Made(NamedTuple):
+    """What a value is: the operator, the number of its first operand, all other arguments, and the type."""
+
+    op: str
+    first: int
+    rest: Hashable
+    type: Hashable
+
+
+@dataclass
+class Numbering:
+    """Numbers for the values of any number of graphs."""
+
+    numbers: dict[Made, int] = field(default_factory=dict[Made, int])
+    values: list[Made] = field(default_factory=list[Made])
+
+    def number(self, value: Made) -> int:
+        if value not in self.numbers:
+            self.numbers[value] = len(self.values)
+            self.values.append(value)
+        return self.numbers[value]
+
+    def graph(self, graph: Graph, contents: Mapping[str, Hashable], zeros: Set[str]) -> dict[str, int]:
+        """The number of every node that outputs and counters need. `contents` says what each tensor holds, by name;
+        `zeros` names the nodes that are zero."""
+        found: dict[str, int] = {}
+        draws = Counter[Made]()
+        live = needed(graph, zeros)
+        for node in graph.nodes:
+            if node.name not in live:
+                continue
+            if node.name in zeros:
+                found[node.name] = self.number(Made("zero", -1, None, node.type))
+            elif node.op == "parameter":
+                found[node.name] = self.number(Made("tensor", -1, contents[str(node.args[0])], node.type))
+            elif node.op == "input":
+                found[node.name] = self.number(Made("input", -1, node.name, node.type))
+            elif (stays := summand(graph, node, zeros)) is not None:
+                found[node.name] = found[stays]
+            else:
+                found[node.name] = self._computed(node, found, draws)
+        return found
+
+    def _computed(self, node: Node, found: Mapping[str, int], draws: Counter[Made]) -> int:
+        def read(argument: Argument) -> Hashable:
+            if isinstance(argument, tuple):
+                return tuple(map(read, argument))
+            return ("value", found[argument.name]) if isinstance(argument, Ref) else (type(argument), argument)
+
+        first, rest = -1, node.args
+        if rest and isinstance(rest[0], Ref):
+            first, rest = found[rest[0].name], rest[1:]
+        value = Made(node.op, first, (read(rest), *((name, read(given)) for name, given in node.kwargs)), node.type)
+        if node.op in _IDEMPOTENT and self._does_nothing(value):
+            return first
+        if ops.kind(node.op) == "reshape" and first >= 0:
+            return self._reshaped(value)
+        if node.op.startswith(_DRAWS):
+            draws[value] += 1
+            value = value._replace(rest=(value.rest, draws[value]))
+        return self.number(value)
+
+    def _reshaped(self, value: Made) -> int:
+        """A reshape of a reshape is one of what that one reads, and nothing when the shape is the first one again."""
+        origin = value.first
+        while self.values[origin].op == value.op:
+            origin = self.values[origin].first
+        if self.values[origin].type == value.type:
+            return origin
+        return self.number(Made(value.op, origin, None, value.type))
+
+    def _does_nothing(self, value: Made) -> bool:
+        """Whether an operator is given the result of the same one with the same settings, or what is chosen from it."""
+        made = self.values[value.first]
+        while made.op in _CHOOSES:
+            made = self.values[made.first]
+        return made.op == value.op and made.rest == value.rest
+
+
+def summand(graph: Graph, node: Node, zeros: Set[str]) -> str | None:
+    """The operand that a sum is equal to, in type and shape too, because the other one is zero."""
+    if node.op not in _SUMS:
+        return None
+    left, right = node.args[:2]
+    stays: Argument = None
+    if isinstance(right, Ref) and right.name in zeros:
+        stays = left
+    elif isinstance(left, Ref) and left.name in zeros and node.op == "aten.add.Tensor" and not node.kwargs:
+        stays = right
+    return stays.name if isinstance(stays, Ref) and graph[stays.name].type == node.type else None
+
+
+def needed(graph: Graph, zeros: Set[str]) -> set[str]:
+    """The nodes whose numbers outputs and counters need."""
+    found = set(graph.output_names) | {node.name for node in graph.nodes if ops.kind(node.op) == "counter"}
+    for node in reversed(graph.nodes):
+        if node.name in found:
+            found.update(_read(graph, node, zeros))
+    return found
+
+
+def _read(graph: Graph, node: Node, zeros: Set[str]) -> Iterator[str]:
+    if node.name in zeros:
+        return
+    stays = summand(graph, node, zeros)
+    yield from [stays] if stays is not None else node.operands()

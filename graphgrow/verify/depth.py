@@ -1,0 +1,244 @@
+"""The judge of programs that differ in depth: value numbering over both graphs, then numbers.
+
+What a new layer adds must be zero whatever its other weights hold: parameters that hold one value everywhere are taken
+as facts, carried through the new graph by the rows of the prover, and set free again where no sum needs them. Both
+graphs are then numbered (`prove.numbering`): every output must have one number in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from graphgrow import ops
+from graphgrow.certificate import WHOLE, Constraint, Growth, Proof, Test
+from graphgrow.digest import fingerprint
+from graphgrow.errors import CheckFailed
+from graphgrow.graph import Graph
+from graphgrow.layers import stacks
+from graphgrow.program import Program
+from graphgrow.prove.numbering import Numbering, needed, summand
+from graphgrow.prove.silence import is_bias
+from graphgrow.prove.zeros import Zeros
+from graphgrow.rewrite.blocks import fill_normal
+from graphgrow.verify.align import Alignment
+from graphgrow.verify.equivalence import FULL_SIZE, Pair, runners, sizes_to_try, trial, verdict
+from graphgrow.verify.gradients import DRAWS, gradients_of
+from graphgrow.verify.reduce import first_units, shrunk_to
+
+
+@dataclass(frozen=True)
+class Deepened:
+    """What was found: the proof, which stacks grew, and which tensors of the new program are new."""
+
+    proof: Proof
+    growth: tuple[Growth, ...]
+    new: frozenset[str]
+
+    @property
+    def constrained(self) -> frozenset[str]:
+        return frozenset(row.parameter for row in self.proof.constraints)
+
+
+def prove_depth(old: Program, new: Program) -> Deepened:
+    """Whether every output of `new` is that of `old` whatever the unconstrained tensors of new layers hold. Raises
+    CheckFailed for programs whose inputs or outputs differ."""
+    _same_face(old, new)
+    judge = _Judge(old, new)
+    return Deepened(judge.proof(), _growth(old.graph, new.graph), judge.added)
+
+
+def _same_face(old: Program, new: Program) -> None:
+    if [(n.name, n.type) for n in old.graph.inputs] != [(n.name, n.type) for n in new.graph.inputs]:
+        raise CheckFailed(found="graphs that take different inputs", where="the inputs")
+    kinds = [[program.graph[name].type for name in program.graph.output_names] for program in (old, new)]
+    if kinds[0] != kinds[1] or old.dtype != new.dtype:
+        raise CheckFailed(found="outputs or weights of different types", where="the outputs")
+
+
+def _growth(old: Graph, new: Graph) -> tuple[Growth, ...]:
+    pairs = zip(stacks(old), stacks(new), strict=False)
+    return tuple(
+        Growth(axis=a.name, old=len(a.layers), new=len(b.layers)) for a, b in pairs if len(a.layers) != len(b.layers)
+    )
+
+
+@dataclass
+class _Judge:
+    old: Program
+    new: Program
+    constants: dict[str, float] = field(default_factory=dict[str, float])
+
+    @cached_property
+    def contents(self) -> tuple[dict[str, Hashable], dict[str, Hashable]]:
+        """What the tensors of both programs hold: equal for equal contents. Those without values go by the names of
+        their nodes."""
+        found: list[dict[str, Hashable]] = []
+        for program in (self.old, self.new):
+            nodes = {name: node.name for name, node in program.graph.parameters.items()}
+            found.append({
+                name: (t.dtype, t.shape, nodes.get(name) if t.is_meta else fingerprint(t))
+                for name, t in program.tensors.items()
+            })  # fmt: skip
+        return found[0], found[1]
+
+    @cached_property
+    def added(self) -> frozenset[str]:
+        """The tensors of the new program that the old one has not. (That decides only which of them are looked at for
+        constraints: what counts as equal are contents.)"""
+        before, after = self.contents
+        have = set(before.values())
+        places = {node.name: before[name] for name, node in self.old.graph.parameters.items()}
+        found: list[str] = []
+        for name, tensor in self.new.tensors.items():
+            node = self.new.graph.parameters.get(name)
+            kept = node is not None and places.get(node.name) == after[name]
+            if not kept and (after[name] not in have or _constant(tensor) is not None):
+                found.append(name)
+        return frozenset(found)
+
+    def proof(self) -> Proof:
+        graph = self.new.graph
+        constants = dict(self._constants())
+        known = Zeros(self.new.axes, constants, self.new.fixed)
+        zeros = known.found()
+        numbering = Numbering()
+        before = numbering.graph(self.old.graph, self.contents[0], set())
+        after = numbering.graph(graph, self.contents[1], zeros)
+        if why := self._differs(before, after):
+            return Proof(holds=False, why=why)
+        rows = tuple(self._constraints(known, constants, dict(_used(graph, zeros))))
+        why = f"every output is the same value; {len(graph.nodes) - len(self.old.graph.nodes)} nodes were added"
+        return Proof(holds=True, why=why, constraints=rows)
+
+    def _constants(self) -> Iterator[tuple[str, float]]:
+        """The new parameters that could make something zero: those of zeros, and of a number that is taken away."""
+        for name in self.added - self.new.fixed:
+            value = _constant(self.new.tensors[name])
+            if value is not None and (value == 0 or _taken_away(self.new.graph, name, value)):
+                yield name, value
+
+    def _differs(self, before: Mapping[str, int], after: Mapping[str, int]) -> str:
+        """The first value that the old program does not have, as text; empty when all outputs are there."""
+        old, new = self.old.graph, self.new.graph
+        known = set(before.values())
+        outputs = zip(old.output_names, new.output_names, strict=True)
+        counted = {before[node.name] for node in old.nodes if ops.kind(node.op) == "counter"}
+        missing = counted - set(after.values())
+        if all(before[a] == after[b] for a, b in outputs) and not missing:
+            return ""
+        odd = next((node for node in new.nodes if node.name in after and after[node.name] not in known), None)
+        if odd is None:
+            return "outputs in another order"
+        return f"{odd.op} ({odd.source or odd.name}) computes what the old program does not"
+
+    def _constraints(
+        self, known: Zeros, constants: Mapping[str, float], used: Mapping[str, str]
+    ) -> Iterator[Constraint]:
+        """The constants without which a sum would not keep its stream."""
+        graph = self.new.graph
+        layer = {name: stack.name for stack in stacks(graph) for one in stack.layers for name in one.tensors}
+        for name in sorted(constants, key=lambda name: graph.order[graph.parameters[name].name]):
+            if reason := known.release(name, used):
+                value = constants[name]
+                yield Constraint(
+                    parameter=name, dim=WHOLE, axis=layer.get(name, ""), fill="zero" if value == 0 else "constant",
+                    text="zero" if value == 0 else f"{value:g}", reason=reason,
+                )  # fmt: skip
+
+
+def _used(graph: Graph, zeros: set[str]) -> Iterator[tuple[str, str]]:
+    """The zeros that the numbering relies on, with the sum that each is left out of."""
+    live = needed(graph, zeros)
+    for node in graph.nodes:
+        stays = summand(graph, node, zeros) if node.name in live and node.name not in zeros else None
+        if stays is not None:
+            for name in node.operands():
+                if name != stays:
+                    yield name, f"{node.op} ({node.source or node.name})"
+        elif node.name in live and node.name in zeros:
+            yield node.name, f"{node.op} ({node.source or node.name})"
+
+
+def _taken_away(graph: Graph, parameter: str, value: float) -> bool:
+    """Whether a number is added to a parameter that makes it zero (the 1 of 1 + gain)."""
+    waiting = [graph.parameters[parameter]] if parameter in graph.parameters else []
+    while waiting:
+        for user in graph.users[waiting.pop().name]:
+            if user.op in ("aten.add.Tensor", "aten.sub.Tensor"):
+                numbers = [a for a in user.args if isinstance(a, int | float)]
+                if value in numbers or -value in numbers:
+                    return True
+            elif user.op in ("aten.to.dtype", "aten.reshape.default", "aten.mul.Tensor"):
+                waiting.append(user)
+    return False
+
+
+def _constant(tensor: Tensor) -> float | None:
+    """The one value that a floating tensor holds everywhere."""
+    if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+        return None
+    first = tensor.detach().reshape(-1)[0]
+    value = float(first)
+    return value if torch.isfinite(first) and bool((tensor == first).all()) else None
+
+
+def test_depth(old: Program, new: Program, found: Deepened, seed: int) -> Test:
+    """Compare outputs and input gradients on several sizes, with random values in what the proof leaves free."""
+    small = old.size + new.size > FULL_SIZE
+    if small:
+        old, new = _shrunk_alike(old, new)
+    pair = Pair(old, new, Alignment())
+    before, drawn = runners(old, old.tensors), runners(new, drawn_layers(new, found, seed))
+    trials = [trial(pair, before, drawn, sizes, seed + index) for index, sizes in enumerate(sizes_to_try(old))]
+    trials.append(trial(pair, before, runners(new, new.tensors), sizes_to_try(old)[0], seed))
+    return verdict(trials, small, seed)
+
+
+def drawn_layers(new: Program, found: Deepened, seed: int, *, zeros: bool = True) -> dict[str, Tensor]:
+    """The tensors of the new program in float64, with random values in the parameters that the proof leaves free (with
+    `zeros`, in those too that are zero)."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = dict(new.tensors)
+    for name in sorted(found.new - found.constrained - new.fixed):
+        value = tensors[name].detach()
+        if value.is_floating_point() and (zeros or bool(value.count_nonzero())):
+            deviation = float(value.double().std(unbiased=False)) or 0.1
+            tensors[name] = torch.empty(value.shape, dtype=torch.float64)
+            fill_normal(tensors[name], float(value.double().mean()), deviation, generator)
+    return tensors
+
+
+def dead_layers(old: Program, new: Program, found: Deepened, seed: int) -> list[str]:
+    """The new layers none of whose constrained parameters ever gets a gradient, each by the name of one. Biases do not
+    count: they learn even where nothing comes out of a layer but them."""
+    if old.size + new.size > FULL_SIZE:
+        _, new = _shrunk_alike(old, new)
+    weights = {name for name in found.constrained if not is_bias(new.graph, name)}
+    alive: set[str] = set()
+    for draw in range(DRAWS):
+        drawn = drawn_layers(new, found, seed + draw, zeros=False)
+        gradients = gradients_of(new, drawn, weights, seed + draw)
+        alive.update(name for name, gradient in gradients.items() if bool(gradient.count_nonzero()))
+    layers = [layer for stack in stacks(new.graph) for layer in stack.layers]
+    groups = [[name for name in layer.tensors if name in weights] for layer in layers]
+    return [names[0] for names in groups if names and not alive.intersection(names)]
+
+
+def _shrunk_alike(old: Program, new: Program) -> tuple[Program, Program]:
+    """Both programs with the first units of every axis only: of one that new layers alone have, as many."""
+    kept_old = first_units(old)
+    kept_new = first_units(new)
+    nodes = {node.name: name for name, node in new.graph.parameters.items()}
+    for name, node in old.graph.parameters.items():
+        twin = nodes.get(node.name)
+        for term, other in zip(old.axes.parameters[name], new.axes.parameters[twin] if twin else (), strict=False):
+            for a, b in zip(term.atoms, other.atoms, strict=False):
+                if (a in kept_old) != (b in kept_new):
+                    kept_old.pop(a, None)
+                    kept_new.pop(b, None)
+    return shrunk_to(old, kept_old), shrunk_to(new, kept_new)
