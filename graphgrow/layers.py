@@ -100,8 +100,8 @@ def _singles(graph: Graph, blocks: Mapping[int, tuple[str, str]], last: int, pat
             end = [name for name in path if name == path[0] or _in(graph[name].scope, entry)][-1]
         if found == list(range(found[0], found[-1] + 1)):
             name = f"layers@{'.'.join(entry[:-1])}" if len(entry) > 1 else "layers"
-            *prefix, number = entry
-            yield Stack(name, (_layer(graph, start, end),), frozenset([tuple(prefix)]), int(number), 1)
+            number = int(entry[len(entry) - 1])
+            yield Stack(name, (_layer(graph, start, end),), frozenset([entry[:-1]]), number, 1)
 
 
 def _entry(tensors: Sequence[str]) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class Folder:
         """The model with its weights, without a cache, its experts in operators that can be traced."""
         _without_cache(self.config)
         options: dict[str, Any] = {"attn_implementation": "eager"} if eager else {}
-        with _quiet():
+        with quiet():
             try:
                 model, info = self.network.from_pretrained(
                     self.path, config=self.config, local_files_only=True, use_safetensors=True, dtype="auto",
@@ -121,7 +121,7 @@ def _without_cache(config: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
     """No progress bars: whoever traces shows their own."""
     from transformers.utils import logging
 
