@@ -23,7 +23,7 @@ PARTS = {  # where the pass looks each part up, and what it is
     "graphgrow.verify.align": "alignment (with the axes of the new program)",
     "graphgrow.verify.prove": "proof (with reading all weights)",
     "graphgrow.verify.test": "numeric test",
-    "graphgrow.verify._refuse_dead": "test for dead growth",
+    "graphgrow.verify._dead": "test for dead growth",
     "graphgrow.program.digest": "digests of both programs",
 }
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphgrow.export import export_onnx, export_pt2, export_safetensors
+    from graphgrow.export import export_huggingface, export_onnx, export_pt2, export_safetensors
     from graphgrow.pipeline import Pass, Pipeline
     from graphgrow.program import Program
     from graphgrow.tracing import trace
@@ -11,11 +11,14 @@ if TYPE_CHECKING:
 
     load = Program.load
 
-__all__ = ["Pass", "Pipeline", "Program", "check", "export_onnx", "export_pt2", "export_safetensors", "load", "trace"]
+__all__ = [
+    "Pass", "Pipeline", "Program", "check", "export_huggingface", "export_onnx", "export_pt2", "export_safetensors",
+    "load", "trace",
+]  # fmt: skip
 
 _HOMES = {
     "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "check": "verify", "trace": "tracing",
-    "export_onnx": "export", "export_pt2": "export", "export_safetensors": "export",
+    "export_huggingface": "export", "export_onnx": "export", "export_pt2": "export", "export_safetensors": "export",
 }  # fmt: skip
 
 

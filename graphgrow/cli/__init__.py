@@ -9,7 +9,7 @@ from graphgrow.cli.door import Door, prepare
 from graphgrow.cli.files import export, trace
 from graphgrow.cli.look import axes, passes
 from graphgrow.cli.options import Version
-from graphgrow.cli.rewrite import apply
+from graphgrow.cli.rewrite import apply, plan
 
 __all__ = ["app", "main"]
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     name="graphgrow", cls=Door, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-for command in (trace, axes, passes, apply, check, diff, export):
+for command in (trace, axes, passes, plan, apply, check, diff, export):
     app.command()(command)
 
 

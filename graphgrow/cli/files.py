@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from graphgrow.cli.models import beside, load, output
-from graphgrow.cli.options import AsJson, Force, Model, Output, Quiet, Trust
+from graphgrow.cli.models import beside, folder_output, load, origin, output
+from graphgrow.cli.options import AsJson, Force, Like, Model, Output, Quiet, Trust
 from graphgrow.cli.screen import screen
 from graphgrow.errors import OptionError, located
 
@@ -65,35 +65,39 @@ def trace(
 def export(
     model: Model,
     out: Output = None,
+    like: Like = None,
     opset: Annotated[int | None, typer.Option(help="Of the ONNX file.", show_default=False)] = None,
     force: Force = False,
     trust_pickle: Trust = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Export a model: -o model.onnx, model.pt2 or model.safetensors."""
+    """Export a model: -o model.onnx, model.pt2, model.safetensors, or a folder for Hugging Face."""
     with screen(as_json, quiet) as shown:
-        target = output(_named(out, beside(model, "", ".onnx"), "export", model), [model], KINDS, force)
+        named = _named(out, beside(model, "", ".onnx"), "export", model)
+        folder = origin(named, model, like) if like is not None or not named.suffix else None
+        target = folder_output(named, [model], force) if folder else output(named, [model], KINDS, force)
         if opset is not None and target.suffix != ".onnx":
             raise OptionError(
                 found=f"--opset {opset} for a {target.suffix} file", fix="leave it out: opsets are ONNX's"
             )
         program = load(model, trust_pickle, shown)
         with shown.working(f"writing {target} and comparing it"):
-            found = _export(program, target, opset)
-        shown.emit({"model": model, "output": str(target), "format": target.suffix[1:], **found.value})
+            found = huggingface(program, target, folder) if folder else _export(program, target, opset)
+        kind = "huggingface" if folder else target.suffix[1:]
+        shown.emit({"model": model, "output": str(target), "format": kind, **found.value})
         shown.show(found.text)
 
 
 @dataclass(frozen=True)
-class _Written:
+class Written:
     """What was exported, for people and for programs."""
 
     text: str
     value: dict[str, Any]
 
 
-def _export(program: Program, target: Path, opset: int | None) -> _Written:
+def _export(program: Program, target: Path, opset: int | None) -> Written:
     from graphgrow import export
 
     if target.suffix == ".onnx":
@@ -106,10 +110,21 @@ def _export(program: Program, target: Path, opset: int | None) -> _Written:
         files = export.export_safetensors(program, target)
     size = sum(file.stat().st_size for file in files)
     names = [str(file) for file in files]
-    return _Written(f"wrote {', '.join(names)} ({size:,} bytes)", {"files": names, "bytes": size})
+    return Written(f"wrote {', '.join(names)} ({size:,} bytes)", {"files": names, "bytes": size})
 
 
-def _onnx(found: OnnxReport) -> _Written:
+def huggingface(program: Program, target: Path, like: Path) -> Written:
+    """Write a Hugging Face folder, and tell what of the configuration has changed."""
+    from graphgrow.export import export_huggingface
+
+    with located(str(target)):
+        changed = export_huggingface(program, target, like)
+    lines = [f"{name}: {old} -> {new}" for name, (old, new) in changed.items()]
+    text = "\n".join(["config.json", *(f"  {line}" for line in lines), "", f"wrote {target}"])
+    return Written(text, {"files": [str(target)], "config": {name: list(pair) for name, pair in changed.items()}})
+
+
+def _onnx(found: OnnxReport) -> Written:
     """Names and types at the file's door, and how near to the module ONNX Runtime computes."""
     files = [str(file) for file in (found.path, found.data) if file is not None]
     lines = [f"input   {name}: {kind}" for name, kind in found.inputs.items()]
@@ -123,7 +138,7 @@ def _onnx(found: OnnxReport) -> _Written:
         "outputs": dict(found.outputs), "deviation": found.deviation, "tolerance": found.tolerance,
         "sizes": [dict(sizes) for sizes in found.sizes],
     }  # fmt: skip
-    return _Written(text, value)
+    return Written(text, value)
 
 
 def _named(out: Path | None, proposed: Path, command: str, model: str) -> Path:

@@ -77,6 +77,42 @@ def output(path: Path, inputs: Sequence[str], suffixes: Sequence[str], force: bo
     return path
 
 
+def folder_output(path: Path, inputs: Sequence[str], force: bool) -> Path:
+    """`path`, if a folder can be written there. Raises FileError, before any work is done."""
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not force)):
+        fix = "name another one with -o" + (", or replace it with --force" if path.is_dir() else "")
+        raise FileError(
+            found=f"a {'folder' if path.is_dir() else 'file'} that exists already", where=str(path), fix=fix
+        )
+    inside = path.absolute()
+    for name in inputs:
+        given = Path(name).absolute()
+        if given.is_dir() and (inside == given or given.is_relative_to(inside)):
+            found = "the input as output: it would be replaced"
+            raise FileError(found=found, where=f"-o {path}", fix="name another folder")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        fix = f"make it first: mkdir -p {path.parent}" if not path.parent.exists() else "name another place"
+        raise FileError(found=f"no folder to write into: {path.parent}", where=f"-o {path}", fix=fix)
+    return path
+
+
+def origin(path: Path, model: str, like: Path | None) -> Path | None:
+    """The Hugging Face folder whose class and tokenizer an output folder takes: the input, or the one named. None for
+    an output that is a file. Raises OptionError."""
+    if path.suffix:
+        if like is not None:
+            raise OptionError(found=f"--like with the file {path}", fix="name a folder: -o grown")
+        return None
+    found = like or Path(model)
+    if not (found / "config.json").is_file():
+        raise OptionError(
+            found="an output without an extension, which means a Hugging Face folder, of an input that is none",
+            where=f"-o {path}",
+            fix=f"name the folder whose class it is: --like FOLDER; or a file: -o {path.name or 'model'}.pt",
+        )
+    return found
+
+
 def beside(model: str, words: str, suffix: str = ".pt") -> Path:
     """Where the result goes that nobody named: `model.pt` and `widen` give `model.widen.pt` in the same folder."""
     path = Path(model)

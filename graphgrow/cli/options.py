@@ -35,3 +35,10 @@ Sizes = Annotated[
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", help="The file to write.", show_default=False)
 ]
+Like = Annotated[
+    Path | None,
+    typer.Option(
+        "--like", metavar="FOLDER", help="Of an output folder: the Hugging Face folder whose class it has.",
+        show_default=False,
+    ),
+]  # fmt: skip

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from graphgrow.cli.models import beside, load, output, sizes
-from graphgrow.cli.options import AsJson, Force, Model, Output, Quiet, Sizes, Trust
+from graphgrow.cli.files import huggingface
+from graphgrow.cli.models import beside, folder_output, load, origin, output, sizes
+from graphgrow.cli.options import AsJson, Force, Like, Model, Output, Quiet, Sizes, Trust
 from graphgrow.cli.screen import Screen, screen
 from graphgrow.errors import OptionError, located
 
@@ -25,6 +28,7 @@ def apply(
     model: Model,
     passes: Annotated[list[str], typer.Option("--pass", "-p", metavar="SPEC", help=_SPEC)] = [],  # noqa: B006
     out: Output = None,
+    like: Like = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do and check everything, but write nothing.")] = False,
     force: Force = False,
     seed: Annotated[
@@ -37,27 +41,96 @@ def apply(
 ) -> None:
     """Rewrite a model with passes and write the result beside it, with a certificate.
 
-    model.pt and --pass widen give model.widen.pt; the input stays what it is.
+    model.pt and --pass widen give model.widen.pt; the input stays what it is. A Hugging Face folder and -o grown give
+    a folder that the same class loads.
     """
     with screen(as_json, quiet) as shown:
         given = sizes(at)
         pipeline = _pipeline(passes, seed, shown)
         words = "-".join(one.name for one in pipeline.passes)
-        target = out if out is not None else beside(model, words)
-        if not dry_run or out is not None:
-            output(target, [model], [".pt"], force or dry_run)
+        target = Target.of(model, out if out is not None else beside(model, words), like, force, dry_run)
         old = load(model, trust_pickle, shown)
+        target.rewrite(old, pipeline, given, shown)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a rewritten program goes: a `.pt` file, or a Hugging Face folder of the class of `like`."""
+
+    model: str
+    path: Path
+    like: Path | None
+    dry_run: bool
+
+    @classmethod
+    def of(cls, model: str, path: Path, like: Path | None, force: bool, dry_run: bool) -> Self:
+        """Raises OptionError or FileError for a place that can't be written to."""
+        folder = origin(path, model, like)
+        if folder is not None:
+            folder_output(path, [model], force or dry_run)
+        else:
+            output(path, [model], [".pt"], force or dry_run)
+        return cls(model, path, folder, dry_run)
+
+    def rewrite(self, old: Program, pipeline: Pipeline, given: Mapping[str, int], shown: Screen) -> None:
+        """Run the passes, write what comes out, and tell."""
         from graphgrow.report import cost
 
-        with located(f"--at {','.join(at)}"):
+        with located(f"--at {','.join(f'{name}={size}' for name, size in given.items())}"):
             before = cost(old, given)
         new = _run(pipeline, old, shown)
         costs = before, cost(new, given)
-        if not dry_run:
-            with shown.working(f"writing {target}"):
-                new.save(target)
-        files = {"input": model, "output": None if dry_run else str(target), "dry_run": dry_run}
+        config: dict[str, Any] = {}
+        if not self.dry_run:
+            with shown.working(f"writing {self.path}"):
+                if self.like is None:
+                    new.save(self.path)
+                else:
+                    config = huggingface(new, self.path, self.like).value["config"]
+        files = {"input": self.model, "output": None if self.dry_run else str(self.path), "dry_run": self.dry_run}
+        files |= {"config": config} if config else {}
         _tell(shown, files, costs, new.journal[len(old.journal) :])
+
+
+def plan(
+    model: Model,
+    hidden: Annotated[int | None, typer.Option(help="Size of the residual stream.", show_default=False)] = None,
+    layers: Annotated[int | None, typer.Option(help="Number of layers.", show_default=False)] = None,
+    heads: Annotated[int | None, typer.Option(help="Number of query heads, in all groups.", show_default=False)] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="Number of key and value heads.", show_default=False)] = None,
+    head_size: Annotated[int | None, typer.Option(help="Size of keys and values.", show_default=False)] = None,
+    mlp: Annotated[int | None, typer.Option(help="Inner size of MLPs.", show_default=False)] = None,
+    out: Output = None,
+    like: Like = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do and check everything, but write nothing.")] = False,
+    force: Force = False,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default=False)] = None,
+    trust_pickle: Trust = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the passes that lead to a size; with -o (or --dry-run), apply them.
+
+    graphgrow plan FOLDER --hidden 1024 --layers 16 --heads 16 -o grown
+    """
+    with screen(as_json, quiet) as shown:
+        target = Target.of(model, out, like, force, dry_run) if out is not None else None
+        old = load(model, trust_pickle, shown)
+        from graphgrow.plan import Sizes, measured, plan
+
+        wanted = Sizes(hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, head_size=head_size, mlp=mlp)
+        with located(model):
+            specs = plan(old, wanted)
+        if target is None and dry_run:
+            target = Target(model, Path(), None, dry_run)
+        if target is not None:
+            shown.show(*(f"--pass {spec}" for spec in specs), "")
+            target.rewrite(old, _pipeline(specs, seed, shown), {}, shown)
+            return
+        shown.emit({"model": model, "passes": list(specs)})
+        line = " ".join(f"--pass {spec}" for spec in specs)
+        shown.show(f"it has {measured(old)}", "", f"graphgrow apply {model} {line}", "")
+        shown.show("nothing was written: -o OUT applies them")
 
 
 def _pipeline(specs: Sequence[str], seed: int | None, shown: Screen) -> Pipeline:
@@ -97,13 +170,16 @@ def _tell(shown: Screen, files: dict[str, Any], costs: tuple[Cost, Cost], made: 
             "certificates": [certificate_value(certificate) for certificate in made],
         }
     )
-    _show(shown, costs, made, files["output"])
+    _show(shown, costs, made, files["output"], files.get("config", {}))
 
 
-def _show(shown: Screen, costs: tuple[Cost, Cost], made: Sequence[Certificate], written: str | None) -> None:
+def _show(
+    shown: Screen, costs: tuple[Cost, Cost], made: Sequence[Certificate], written: str | None, config: dict[str, Any]
+) -> None:
     from graphgrow.report.tables import certificate_table, cost_table, growth_table
 
     growths = [growth for certificate in made for growth in certificate.growth]
     shown.show(cost_table(*costs), "", growth_table(growths), "")
     shown.show(*(certificate_table(certificate, growth=len(made) > 1) for certificate in made), "")
+    shown.show(*(f"config.json: {name} {old} -> {new}" for name, (old, new) in config.items()))
     shown.show(f"wrote {written}" if written else "dry run: nothing was written")

@@ -41,9 +41,10 @@ Path_ = tuple[str | int, ...]  # of a field: keys of dictionaries and places in 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def export_huggingface(program: Program, path: str | Path, like: str | Path) -> Path:
-    """Write a folder that `from_pretrained` of the class of the folder `like` loads strictly, with equal outputs.
-    Tokenizer files and the like are copied. The folder appears complete or not at all.
+def export_huggingface(program: Program, path: str | Path, like: str | Path) -> dict[str, tuple[Any, Any]]:
+    """Write a folder that `from_pretrained` of the class of the folder `like` loads strictly, with equal outputs (to
+    within rounding). Gives what of the configuration has changed: old and new value by name. Tokenizer files and the
+    like are copied. The folder appears complete or not at all.
 
     Raises ExportError where no configuration of the class expresses the program, with the first tensor or output in the
     way; FileError and TraceError for a folder `like` that holds no model.
@@ -58,11 +59,11 @@ def export_huggingface(program: Program, path: str | Path, like: str | Path) -> 
         export_safetensors(program, folder)
         _copy_others(Path(like), folder)
         failures: list[str] = []
-        for settings in _candidates(program, origin):
+        for changes, settings in _candidates(program, origin):
             (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
             failure = _disagreement(Folder.read(folder), agreement)
             if not failure:
-                return target
+                return {".".join(map(str, place)): pair for place, pair in changes.items()}
             failures.append(failure)
         raise ExportError(
             found=f"no configuration of {origin.network.__name__} that computes this program: {failures[-1]}",
@@ -93,13 +94,19 @@ class _Field:
     likely: tuple[Any, ...]  # where no shape tells
 
 
-def _candidates(program: Program, origin: Folder) -> Iterator[dict[str, Any]]:
-    """Configurations of the class whose tensors have the program's names and shapes. Raises ExportError where there
-    are none."""
+def _candidates(program: Program, origin: Folder) -> Iterator[tuple[dict[Path_, tuple[Any, Any]], dict[str, Any]]]:
+    """Configurations of the class whose tensors have the program's names and shapes, with what has changed. Raises
+    ExportError where there are none."""
     settings: dict[str, Any] = {**origin.config.to_dict(), **json.loads((origin.path / "config.json").read_text())}
     search = _Search(origin, settings, _wanted(program))
     for changes in search.fitting(list(_fields(settings, program))):
-        yield _with(settings, changes)
+        yield {path: (_at(settings, path), new) for path, new in changes.items()}, _with(settings, changes)
+
+
+def _at(settings: Any, path: Path_) -> Any:
+    for step in path:
+        settings = settings[step]
+    return settings
 
 
 def _wanted(program: Program) -> Shapes:
