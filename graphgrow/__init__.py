@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from graphgrow.export import export_huggingface, export_onnx, export_pt2, export_safetensors
     from graphgrow.pipeline import Pass, Pipeline
     from graphgrow.program import Program
+    from graphgrow.runtime import grow_optimizer
     from graphgrow.tracing import trace
     from graphgrow.verify import check
 
@@ -13,12 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Pass", "Pipeline", "Program", "check", "export_huggingface", "export_onnx", "export_pt2", "export_safetensors",
-    "load", "trace",
+    "grow_optimizer", "load", "trace",
 ]  # fmt: skip
 
 _HOMES = {
     "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "check": "verify", "trace": "tracing",
     "export_huggingface": "export", "export_onnx": "export", "export_pt2": "export", "export_safetensors": "export",
+    "grow_optimizer": "runtime",
 }  # fmt: skip
 
 

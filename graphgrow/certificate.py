@@ -92,6 +92,28 @@ class Test(_Value):
         return max(self.trials, key=lambda trial: max(trial.output64, trial.gradient64), default=None)
 
 
+class Run(_Value):
+    """Positions along one dimension: `length` from `to` on come from those from `start` on."""
+
+    to: int
+    start: int
+    length: int
+
+
+class Move(_Value):
+    """Where values of an old parameter went: a block of a new one (all of it without `runs`) holds `scale` times what
+    they were, as do all `copies` of it together. `fresh`: it has nothing of the old one, but belongs where that does.
+    """
+
+    old: str
+    new: str
+    shape: tuple[int, ...]  # of the new parameter
+    scale: float = 1.0
+    copies: int = 1
+    runs: tuple[tuple[Run, ...], ...] = ()  # for each dimension
+    fresh: bool = False
+
+
 class Certificate(_Value):
     """What one pass did to a program, what it claims, and the evidence.
 
@@ -105,6 +127,7 @@ class Certificate(_Value):
     growth: tuple[Growth, ...] = ()
     proof: Proof | None = None
     test: Test | None = None
+    moves: tuple[Move, ...] = ()  # of parameters that have another name, shape or factor than before
     notes: tuple[str, ...] = ()  # what the pass left alone, and why
     version: str = ""
 

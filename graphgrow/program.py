@@ -89,7 +89,24 @@ class Program:
         `hierarchical` keeps the module tree of the traced model: for FSDP2, activation checkpointing, hooks.
         """
         tensors = self.tensors if share else {name: tensor.clone() for name, tensor in self.tensors.items()}
-        return lower(self.graph, tensors, self.kinds, self.aliases, self.dtype, hierarchical=hierarchical)
+        module = lower(self.graph, tensors, self.kinds, self.aliases, self.dtype, hierarchical=hierarchical)
+        module.journal = self.journal
+        return module
+
+    def trained(self, module: nn.Module) -> Self:
+        """The program with the values that a module of it has by now: `program.trained(module)` after training.
+        Raises Refusal for a module whose tensors have other names or shapes."""
+        state = module.state_dict()
+        kept = [name for name, kind in self.kinds.items() if kind.role != "constant" and kind.persistent]
+        odd = [name for name in kept if name not in state or state[name].shape != self.tensors[name].shape]
+        if odd:
+            raise Refusal(
+                found=f"a module without {odd[0]} of shape {tuple(self.tensors[odd[0]].shape)}",
+                where="Program.trained",
+                fix="give a module that program.module() made",
+            )
+        values = {name: state[name].detach().clone().requires_grad_(self.tensors[name].requires_grad) for name in kept}
+        return self.replace(tensors={**self.tensors, **values})
 
     def replace(self, **changes: Any) -> Self:
         """A program with some of its parts exchanged."""

@@ -43,7 +43,7 @@ def vit() -> Any:
 
 
 def resnet() -> Any:
-    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[2, 2], num_labels=5)
+    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[2, 2])
     return hf.ResNetForImageClassification(config)
 
 

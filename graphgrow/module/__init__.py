@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from graphgrow.certificate import Certificate
 from graphgrow.graph import Graph, Kind
 from graphgrow.module.lowering import Lowering
 from graphgrow.module.outputs import Outputs
@@ -35,9 +36,11 @@ class _Recipe:
 
 
 class ProgramModule(Scope):
-    """The module of a program. Its `state_dict()` has the names of the traced model's."""
+    """The module of a program. Its `state_dict()` has the names of the traced model's; `journal` has the certificates
+    of the passes that made the program."""
 
     recipe: _Recipe
+    journal: tuple[Certificate, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         made = type(self).__new__(type(self))
@@ -49,7 +52,7 @@ class ProgramModule(Scope):
         """Generated code does not travel to other processes: it is written again there."""
         tensors = {name: _at(self, name) for name in self.recipe.kinds}
         modes = {name: module.training for name, module in _parts(self)}
-        return _rebuilt, (self.recipe, tensors, modes)
+        return _rebuilt, (self.recipe, tensors, modes, self.journal)
 
 
 def lower(
@@ -61,7 +64,7 @@ def lower(
     *,
     precision: torch.dtype | None = None,
     hierarchical: bool = False,
-) -> nn.Module:
+) -> ProgramModule:
     """The module that computes `graph` on the tensors given, which it holds (it copies none).
 
     With `precision`, all floating operators compute in that type; the tensors are in it already. `hierarchical`
@@ -83,8 +86,11 @@ def _made(recipe: _Recipe, tensors: Mapping[str, Tensor]) -> ProgramModule:
     return root
 
 
-def _rebuilt(recipe: _Recipe, tensors: Mapping[str, Tensor], modes: Mapping[str, bool]) -> ProgramModule:
+def _rebuilt(
+    recipe: _Recipe, tensors: Mapping[str, Tensor], modes: Mapping[str, bool], journal: tuple[Certificate, ...]
+) -> ProgramModule:
     module = _made(recipe, tensors)
+    module.journal = journal
     for name, part in _parts(module):
         part.training = modes.get(name, module.training)
     return module

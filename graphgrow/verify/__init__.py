@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
-from graphgrow.certificate import Certificate, Claim, Growth, Proof, Test
+from graphgrow.certificate import Certificate, Claim, Growth, Move, Proof, Test
 from graphgrow.errors import CheckFailed, Refusal
 from graphgrow.program import Program
 from graphgrow.verify.align import Alignment, align
 from graphgrow.verify.depth import dead_layers, prove_depth, test_depth
 from graphgrow.verify.equivalence import FULL_SIZE, Pair, shrunk, test
 from graphgrow.verify.gradients import dead_axes
+from graphgrow.verify.moves import moves, renamed
 from graphgrow.verify.proof import Proved, broken, changed, prove
 
 __all__ = ["certify", "check"]
@@ -44,7 +45,8 @@ def _compare(old: Program, new: Program, seed: int) -> _Finding:
     found = test(old, new, alignment, proved, seed) if weighed else None
     if found and not proved.proof.holds:
         found = _alone(found, changed(old, new, alignment) or broken(old, alignment))
-    certificate = _certificate(old, new, _growth(old, alignment), proved.proof, found)
+    gone = moves(old, new, alignment, proved.read)
+    certificate = _certificate(old, new, _growth(old, alignment), proved.proof, found, gone)
     return _Finding(certificate, lambda: _dead(old, new, alignment, proved, seed) if weighed else [])
 
 
@@ -52,16 +54,16 @@ def _deepened(old: Program, new: Program, seed: int, weighed: bool) -> _Finding:
     """Programs of different depth. Without a proof numbers say nothing: layers may do little on random inputs."""
     found = prove_depth(old, new)
     tested = test_depth(old, new, found, seed) if weighed and found.proof.holds else None
-    certificate = _certificate(old, new, found.growth, found.proof, tested)
+    certificate = _certificate(old, new, found.growth, found.proof, tested, renamed(old, new, found.new))
     return _Finding(certificate, lambda: dead_layers(old, new, found, seed) if weighed else [])
 
 
 def _certificate(
-    old: Program, new: Program, growth: tuple[Growth, ...], proof: Proof, tested: Test | None
+    old: Program, new: Program, growth: tuple[Growth, ...], proof: Proof, tested: Test | None, gone: tuple[Move, ...]
 ) -> Certificate:
     return Certificate(
         spec="check", old=old.digest, new=new.digest, claim="Exact", growth=growth,
-        proof=proof, test=tested, version=version("graphgrow"),
+        proof=proof, test=tested, moves=gone, version=version("graphgrow"),
     )  # fmt: skip
 
 

@@ -91,15 +91,13 @@ class _Judge:
         """The tensors of the new program that the old one has not. (That decides only which of them are looked at for
         constraints: what counts as equal are contents.)"""
         before, after = self.contents
-        have = set(before.values())
         places = {node.name: before[name] for name, node in self.old.graph.parameters.items()}
-        found: list[str] = []
-        for name, tensor in self.new.tensors.items():
-            node = self.new.graph.parameters.get(name)
-            kept = node is not None and places.get(node.name) == after[name]
-            if not kept and (after[name] not in have or _constant(tensor) is not None):
-                found.append(name)
-        return frozenset(found)
+        here = {node.name: after[name] for name, node in self.new.graph.parameters.items()}
+        if all(here.get(node) == content for node, content in places.items()):  # nodes kept their names
+            nodes = self.new.graph.parameters
+            return frozenset(n for n in self.new.tensors if n not in nodes or nodes[n].name not in places)
+        have = set(before.values())
+        return frozenset(n for n, t in self.new.tensors.items() if after[n] not in have or _constant(t) is not None)
 
     def proof(self) -> Proof:
         graph = self.new.graph
