@@ -56,6 +56,20 @@ class Growth(_Value):
     new: int
 
 
+class Step(_Value):
+    """One line of a derivation: an operator, what it reads and what follows; `times` in as many layers."""
+
+    place: str  # the operator and its source line
+    reads: tuple[str, ...]
+    gives: str
+    times: int = 1
+
+    def __str__(self) -> str:
+        many = f" (x{self.times})" if self.times > 1 else ""
+        read = "; ".join(self.reads)
+        return f"{self.place}{many}: {read}{' => ' if read else ''}{self.gives}"
+
+
 class Proof(_Value):
     """The derivation on the graph: every output is the same whatever the free blocks hold."""
 
@@ -63,6 +77,7 @@ class Proof(_Value):
     why: str  # where it fails, or how many nodes it went through
     constraints: tuple[Constraint, ...] = ()  # minimal: the proof fails without any one of them
     numbers: tuple[Rescaled, ...] = ()
+    steps: tuple[Step, ...] = ()  # the derivation: what is new or has another factor, from the parameters to the end
 
 
 class Trial(_Value):

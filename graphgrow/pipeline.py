@@ -70,7 +70,7 @@ class Pass(ABC):
     def spec(self) -> str:
         """The pass as the command line takes it: its name, and the options that differ from their defaults."""
         given = [
-            f"{item.name}={_written(value)}"
+            f"{item.name}={written(value)}"
             for item in fields(self)
             if (value := getattr(self, item.name)) != _default(item)
         ]
@@ -119,11 +119,11 @@ def _default(item: Field[Any]) -> Any:
     return item.default_factory() if item.default_factory is not MISSING else MISSING
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
     """A value in a spec: lists are joined by `+`; text that a spec would read as something else is in double quotes,
     with a quote in it doubled."""
     if isinstance(value, tuple):
-        return "+".join(_written(item) for item in cast(tuple[object, ...], value))
+        return "+".join(written(item) for item in cast(tuple[object, ...], value))
     if not isinstance(value, str):
         return str(value).lower().removesuffix(".0").replace("e+", "e")
     special = not value or value.lower() == "none" or value != value.strip() or any(mark in value for mark in ',+"')
@@ -159,7 +159,7 @@ def _read(owner: str, text: str, kind: Any) -> Any:
         return None if text.lower() == "none" else _read(owner, text, rest)
     plain = _plain(owner, text)
     if get_origin(kind) is Literal:
-        spelled = {_plain(owner, _written(choice)): choice for choice in choices}
+        spelled = {_plain(owner, written(choice)): choice for choice in choices}
         if plain not in spelled:
             raise OptionError.unknown(f"value of {owner}", plain, spelled)
         return spelled[plain]

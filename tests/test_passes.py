@@ -9,7 +9,7 @@ from graphgrow.certificate import Certificate
 from graphgrow.errors import Refusal
 from graphgrow.pipeline import Pass, Pipeline, parse_pass
 from graphgrow.program import Program
-from passes import AddHeads, WidenHidden, WidenKeys
+from passes import AddHeads, Deepen, WidenHidden, WidenKeys
 from tests.programs import traced
 
 torch.set_num_threads(1)
@@ -132,3 +132,27 @@ def test_heads_stay_what_they_were() -> None:
     old = traced("gpt2")
     found = certified(AddHeads(factor=1.5, init="copy")(old))
     assert {text for _, text, _ in fills(found)} == {"zero"}
+
+
+# The derivation, as people read it
+
+
+def test_a_proof_reads_like_the_paper() -> None:
+    """Theorem 3.5 on LLaMA, each step once for all layers: the mean square falls, eps follows, gains make up for it,
+    readers meet zeros."""
+    found = certified(WidenHidden(factor=1.5)(traced("llama")))
+    assert found.proof
+    told = [str(step) for step in found.proof.steps]
+    lines = [line.partition(" (")[0] + line.partition(")")[2] for line in told]
+    assert "mean (x5): pow the same, in new units zero => 0.666667 times the same" in lines
+    assert "rsqrt (x5): add 0.666667 times the same => 1.22474 times the same" in lines
+    reader = "model.layers.*.self_attn.q_proj.weight the same, in new units anything"
+    assert f"linear (x2): mul the same, in new units zero; {reader} => the same" in lines
+    assert sum(step.times for step in found.proof.steps) > len(told), "layers are told once"
+
+
+def test_the_derivation_of_depth() -> None:
+    found = certified(Deepen(to=4)(traced("gpt2")))
+    assert found.proof
+    assert [step.gives for step in found.proof.steps if step.place.startswith("add ")] == ["the stream: x + 0 = x"] * 2
+    assert any("mlp.c_proj.weight is zero" in read for step in found.proof.steps for read in step.reads)

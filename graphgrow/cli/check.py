@@ -17,6 +17,7 @@ from graphgrow.errors import CheckFailed, located
 def check(
     old: Old,
     new: New,
+    explain: Annotated[bool, typer.Option("--explain", help="Print the derivation, operator by operator.")] = False,
     seed: Annotated[int, typer.Option(help="Of the random inputs.", min=0, max=2**32 - 1)] = 0,
     trust_pickle: Trust = False,
     as_json: AsJson = False,
@@ -27,7 +28,7 @@ def check(
     with screen(as_json, quiet) as shown:
         before, after = load(old, trust_pickle, shown), load(new, trust_pickle, shown)
         with shown.working("proving and testing"):
-            from graphgrow.report.tables import certificate_table
+            from graphgrow.report.tables import certificate_table, steps_table
             from graphgrow.report.values import certificate_value
             from graphgrow.verify import check
 
@@ -35,6 +36,8 @@ def check(
                 found = check(before, after, seed=seed)
         shown.emit({"old": old, "new": new, "holds": found.holds, "certificate": certificate_value(found)})
         shown.show(certificate_table(found))
+        if explain and found.proof:
+            shown.show("", steps_table(found.proof))
     if not found.holds:
         evidence = [part for part in (found.test, found.proof) if part is not None and not part.holds]
         raise CheckFailed(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graphgrow.certificate import Certificate
     from graphgrow.pipeline import Pipeline
     from graphgrow.program import Program
+    from graphgrow.recipe import Recipe
     from graphgrow.report import Cost
 
 _SPEC = "A pass, as widen or widen:axis=mlp,factor=1.5; several run in order."
@@ -27,6 +28,10 @@ _SPEC = "A pass, as widen or widen:axis=mlp,factor=1.5; several run in order."
 def apply(
     model: Model,
     passes: Annotated[list[str], typer.Option("--pass", "-p", metavar="SPEC", help=_SPEC)] = [],  # noqa: B006
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="FILE", help="A YAML file with passes, or a target.", show_default=False),
+    ] = None,
     out: Output = None,
     like: Like = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do and check everything, but write nothing.")] = False,
@@ -46,10 +51,17 @@ def apply(
     """
     with screen(as_json, quiet) as shown:
         given = sizes(at)
-        pipeline = _pipeline(passes, seed, shown)
-        words = "-".join(one.name for one in pipeline.passes)
+        written = _recipe(recipe, passes) if recipe is not None else None
+        pipeline = _pipeline(passes, seed, shown) if written is None else None
+        words = "-".join(one.name for one in pipeline.passes) if pipeline else Path(recipe or "").stem
         target = Target.of(model, out if out is not None else beside(model, words), like, force, dry_run)
+        if written is not None and written.passes is not None:
+            _pipeline(written.checked(), seed, shown)  # before the model is read
         old = load(model, trust_pickle, shown)
+        if written is not None:
+            with located(str(recipe)):
+                pipeline = written.pipeline(old, seed)
+        assert pipeline is not None
         target.rewrite(old, pipeline, given, shown)
 
 
@@ -131,6 +143,14 @@ def plan(
         line = " ".join(f"--pass {spec}" for spec in specs)
         shown.show(f"it has {measured(old)}", "", f"graphgrow apply {model} {line}", "")
         shown.show("nothing was written: -o OUT applies them")
+
+
+def _recipe(path: Path, passes: Sequence[str]) -> Recipe:
+    from graphgrow.recipe import Recipe
+
+    if passes:
+        raise OptionError(found=f"--recipe {path} and --pass {passes[0]}", fix="give one of both")
+    return Recipe.read(path)
 
 
 def _pipeline(specs: Sequence[str], seed: int | None, shown: Screen) -> Pipeline:

@@ -116,6 +116,16 @@ def certificate_table(certificate: Certificate, growth: bool = True) -> Renderab
     return Group(Text(certificate.spec, style="bold green" if certificate.holds else "bold red"), pairs(rows, "  "))
 
 
+def steps_table(proof: Proof) -> RenderableType:
+    """The derivation: what each operator reads that is not simply the same, and what follows."""
+    rows: list[tuple[str, RenderableType]] = []
+    for step in proof.steps:
+        many = f"  {times(step.times)}" if step.times > 1 else ""
+        reads = [f"{told}" for told in step.reads]
+        rows.append((step.place + many, "\n".join([*reads, f"=> {step.gives}"])))
+    return pairs(rows, "") if rows else "nothing differs: there is nothing to derive"
+
+
 def _constraints(proof: Proof) -> list[tuple[str, RenderableType]]:
     """What the proof needs of blocks and of numbers in the graph, layers folded."""
     found = [*proof.constraints]

@@ -27,6 +27,7 @@ from graphgrow.prove.zeros import Zeros
 from graphgrow.rewrite.blocks import fill_normal
 from graphgrow.verify.align import Alignment
 from graphgrow.verify.equivalence import FULL_SIZE, Pair, runners, sizes_to_try, trial, verdict
+from graphgrow.verify.explain import depth_steps
 from graphgrow.verify.gradients import DRAWS, gradients_of
 from graphgrow.verify.reduce import first_units, shrunk_to
 
@@ -109,9 +110,10 @@ class _Judge:
         after = numbering.graph(graph, self.contents[1], zeros)
         if why := self._differs(before, after):
             return Proof(holds=False, why=why)
+        steps = depth_steps(graph, known, _sums(graph, zeros))
         rows = tuple(self._constraints(known, constants, dict(_used(graph, zeros))))
         why = f"every output is the same value; {len(graph.nodes) - len(self.old.graph.nodes)} nodes were added"
-        return Proof(holds=True, why=why, constraints=rows)
+        return Proof(holds=True, why=why, constraints=rows, steps=steps)
 
     def _constants(self) -> Iterator[tuple[str, float]]:
         """The new parameters that could make something zero: those of zeros, and of a number that is taken away."""
@@ -147,6 +149,16 @@ class _Judge:
                     parameter=name, dim=WHOLE, axis=layer.get(name, ""), fill="zero" if value == 0 else "constant",
                     text="zero" if value == 0 else f"{value:g}", reason=reason,
                 )  # fmt: skip
+
+
+def _sums(graph: Graph, zeros: set[str]) -> Iterator[tuple[str, str, str]]:
+    """The sums that are one of their summands, with that and the other."""
+    live = needed(graph, zeros)
+    for node in graph.nodes:
+        stays = summand(graph, node, zeros) if node.name in live and node.name not in zeros else None
+        if stays is not None:
+            gone = next(name for name in node.operands() if name != stays)
+            yield node.name, "the stream", graph[gone].op.removeprefix("aten.").partition(".")[0]
 
 
 def _used(graph: Graph, zeros: set[str]) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from graphgrow.prove.propose import STRATEGIES, chosen, propose
 from graphgrow.rewrite import Resizing, literal
 from graphgrow.rewrite.blocks import derived, view_cells
 from graphgrow.verify.align import Alignment
+from graphgrow.verify.explain import growth_steps
 
 ULPS = 2  # a value that was multiplied is rounded once, its factor once
 
@@ -50,7 +51,8 @@ def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
         found = prover.derive(read)
         if found.holds:
             rows = constraints(old.axes, found.assignment, found.needed)
-            proof = Proof(holds=True, why=found.why, constraints=rows, numbers=_rescaled(old, alignment))
+            numbers, steps = _rescaled(old, alignment), growth_steps(prover)
+            proof = Proof(holds=True, why=found.why, constraints=rows, numbers=numbers, steps=steps)
             return Proved(proof, found.assignment, strategy, read)
         failures.append(found.why)
     return Proved(Proof(holds=False, why=failures[0]))

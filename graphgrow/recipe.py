@@ -1,0 +1,104 @@
+"""Recipes: passes written down in YAML, checked before anything runs.
+
+seed: 0
+passes:
+  - widen: {axis: "mlp@*.h.?.mlp", factor: 1.5}
+  - widen-keys:to=24,scale=weights
+  - deepen
+# or, in place of passes, the sizes that they are to lead to:
+# target: {hidden: 1024, layers: 16, heads: 16}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from graphgrow.errors import FileError, OptionError
+from graphgrow.pipeline import Pipeline, parse_pass, written
+from graphgrow.plan import Sizes, plan
+from graphgrow.program import Program
+
+Scalar = str | int | float | bool | None
+
+
+class Target(BaseModel):
+    """The sizes of `graphgrow plan`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    hidden: int | None = Field(default=None, gt=0)
+    layers: int | None = Field(default=None, gt=0)
+    heads: int | None = Field(default=None, gt=0)
+    kv_heads: int | None = Field(default=None, gt=0)
+    head_size: int | None = Field(default=None, gt=0)
+    mlp: int | None = Field(default=None, gt=0)
+
+
+class Recipe(BaseModel):
+    """What a recipe file holds: passes in order, or a target."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    passes: list[str | dict[str, dict[str, Scalar] | None]] | None = None
+    target: Target | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.passes is None) == (self.target is None):
+            raise ValueError("give either passes or a target")
+        return self
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """A recipe from a file. Raises FileError, or OptionError that names the place in it."""
+        try:
+            text = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            found = f"a recipe that can't be read: {error}"
+            raise FileError(found=found, where=str(path), fix="check the path") from None
+        try:
+            return cls.model_validate(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            fix = "mend it: a recipe is YAML, see graphgrow apply --help"
+            raise OptionError(found=f"no YAML: {' '.join(str(error).split())}", where=str(path), fix=fix) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the recipe"
+            raise OptionError(
+                found=f"{place}: {first['msg'].removeprefix('Value error, ')}",
+                where=str(path),
+                fix="write seed, and passes (a list of `name`, `name:key=value` or `name: {key: value}`) or a target",
+            ) from None
+
+    def checked(self) -> list[str]:
+        """The passes as specs, each of which can be read. Raises OptionError."""
+        specs = [_spec(item) for item in self.passes or ()]
+        if not specs and self.target is None:
+            raise OptionError(found="no passes", fix="name one: - widen")
+        for spec in specs:
+            parse_pass(spec)
+        return specs
+
+    def specs(self, program: Program) -> list[str]:
+        """The passes as specs; for a target those of a plan."""
+        return [*plan(program, Sizes(**self.target.model_dump()))] if self.target is not None else self.checked()
+
+    def pipeline(self, program: Program, seed: int | None = None) -> Pipeline:
+        """The passes for a program. Raises OptionError or Refusal."""
+        given = self.seed if seed is None else seed
+        return Pipeline(tuple(parse_pass(spec, given) for spec in self.specs(program)))
+
+
+def _spec(item: str | dict[str, dict[str, Scalar] | None]) -> str:
+    if isinstance(item, str):
+        return item
+    if len(item) != 1:
+        raise OptionError(found=f"a pass with the names {', '.join(item)}", fix="write each pass as an item of its own")
+    ((name, options),) = item.items()
+    given = ",".join(f"{key}={written(value)}" for key, value in (options or {}).items())
+    return f"{name}:{given}" if given else name
