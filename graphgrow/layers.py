@@ -145,11 +145,19 @@ def _joins(graph: Graph, meets: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         if node.op != _ADD or any(user.op == _ADD for user in _only_user(graph, node.name)):
             continue
         for name in sorted(summands(graph, node.name), key=lambda name: graph.order[name]):
-            source = graph[name]
-            forks = len(graph.users[name]) > 1 and meets.get(name) == node.name
+            source = _uncast(graph, name)
+            forks = len(graph.users[source.name]) > 1 and meets.get(source.name) == node.name
             if forks and isinstance(source.type, TensorType) and source.shape == node.shape:
-                yield node.name, name
+                yield node.name, source.name
                 break
+
+
+def _uncast(graph: Graph, name: str) -> Node:
+    """What a value is a cast of that nothing else reads."""
+    node = graph[name]
+    while node.op == "aten.to.dtype" and len(graph.users[node.name]) == 1:
+        node = graph[next(node.operands())]
+    return node
 
 
 def summands(graph: Graph, join: str) -> Iterator[str]:

@@ -257,16 +257,24 @@ def select(axes: Axes, pattern: str, owner: str) -> Sequence[Named]:
         fix = "choose another model"
         raise OptionError(found=f"no axis for {owner}: the outputs depend on no parameter", fix=fix)
     chosen = [axis for axis in named if axis.name == pattern] or [axis for axis in named if axis.role == pattern]
-    if not chosen and pattern.startswith("re:"):
-        try:
-            chosen = [axis for axis in named if re.search(pattern[3:], axis.name)]
-        except re.error as error:
-            raise OptionError(
-                found=f"{pattern!r}, which is no regular expression: {error}", fix="mend it, or write a glob"
-            ) from None
-    elif not chosen:
-        chosen = [axis for axis in named if fnmatch.fnmatchcase(axis.name, pattern)]
+    if not chosen:
+        names = set(matching([axis.name for axis in named], pattern))
+        chosen = [axis for axis in named if axis.name in names]
     if not chosen:
         known = [*dict.fromkeys(axis.role for axis in named), *(axis.name for axis in named)]
         raise OptionError.unknown(f"axis for {owner}", pattern, known)
     return chosen
+
+
+def matching(names: Sequence[str], pattern: str) -> list[str]:
+    """The names that a pattern means: a name, a glob, or `re:` a regular expression. Raises OptionError for one that is
+    none."""
+    if pattern in names:
+        return [pattern]
+    if not pattern.startswith("re:"):
+        return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    try:
+        return [name for name in names if re.search(pattern[3:], name)]
+    except re.error as error:
+        found = f"{pattern!r}, which is no regular expression: {error}"
+        raise OptionError(found=found, fix="mend it, or write a glob") from None

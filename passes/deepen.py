@@ -19,8 +19,6 @@ G_stack (arXiv 2405.15319), here without changing the function.
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -28,7 +26,7 @@ from typing import ClassVar, Literal
 
 from graphgrow.errors import OptionError, Refusal
 from graphgrow.layers import Stack, stacks
-from graphgrow.pipeline import Pass, option
+from graphgrow.pipeline import Pass, matching, option
 from graphgrow.rewrite import Place, Rewriter
 
 
@@ -79,25 +77,17 @@ class Deepen(Pass):
         """The stacks that are asked for. Raises Refusal where there are none."""
         if not found:
             raise Refusal(
-                found="no layers that repeat",
-                where="the residual additions of the graph",
-                fix="depth grows where two or more layers x + f(x) of one structure follow one another",
+                found="no layers that add to a stream",
+                where="the additions of the graph",
+                fix="depth grows where layers are x + f(x), with all of f between the two x",
             )
         if self.stack == "auto":
             return list(found)
         names = [stack.name for stack in found]
-        if self.stack.startswith("re:"):
-            try:
-                matching = [name for name in names if re.search(self.stack[3:], name)]
-            except re.error as error:
-                raise OptionError(
-                    found=f"{self.stack!r}: {error}", fix="mend the expression, or write a glob"
-                ) from None
-        else:
-            matching = [name for name in names if name == self.stack or fnmatch.fnmatchcase(name, self.stack)]
-        if not matching:
+        chosen = matching(names, self.stack)
+        if not chosen:
             raise OptionError.unknown("stack for deepen", self.stack, names)
-        return [stack for stack in found if stack.name in matching]
+        return [stack for stack in found if stack.name in chosen]
 
     def plan(self, old: int) -> Iterator[Place]:
         """The layers of a deeper stack of `old` layers."""

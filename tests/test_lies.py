@@ -796,6 +796,24 @@ def test_dead_growth_is_refused() -> None:
         assert Widen(axis="mlp", init=init)(old).certificate
 
 
+def test_outputs_without_gradients() -> None:
+    """A program that gives classes and no scores: compared by its outputs, and no growth of it is called dead."""
+
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(F.relu(self.up(x))).argmax(-1)
+
+    torch.manual_seed(0)
+    old = trace(Classes(), {"x": torch.randn(3, 4)})
+    new = Widen()(old)
+    assert new.certificate and new.certificate.evidence == "proved and tested"
+    assert not check(old, edited(new, "down.bias", lambda tensor: tensor[0].add_(10))).holds
+
+
 @pytest.mark.parametrize("free", ["ups.0.weight", "ups.0.bias"])
 def test_one_living_factor_is_enough_for_gradients(free: str) -> None:
     """With a new weight or bias before the ReLU the zero down projection learns. The other way round nothing does: the

@@ -12,6 +12,7 @@ from graphgrow.axes.names import Named
 from graphgrow.sizes import number
 from graphgrow.tracing import trace
 from passes import Widen
+from tests import growth
 from tests.programs import traced
 from tests.support import NOTHING_INNER, TABLE, support, table, wide_axes
 from tests.zoo import ZOO
@@ -64,6 +65,12 @@ def test_each_width_alone(model: str) -> None:
         certificate = Widen(axis=axis.name, to=number(axis.size) + 3)(traced(model)).certificate
         assert certificate is not None and certificate.evidence == "proved and tested", axis.name
         assert [growth.axis for growth in certificate.growth] == [axis.name]
+
+
+@pytest.mark.parametrize("model", ZOO)
+def test_growth_table(model: str) -> None:
+    """Each growth pass on each model, as docs/growth.md has it."""
+    assert growth.row(model) in growth.TABLE.read_text().splitlines(), "run `python -m tests.growth`"
 
 
 class SlicedPositions(nn.Module):

@@ -68,7 +68,7 @@ class Prover:
         self.layout = Layout(grown)
         self.values: dict[str, Value] = {}
         self.context = Context(axes, self.layout, self.values)
-        self.order = {node.name: index for index, node in enumerate(self.graph.nodes)}
+        self.order = self.graph.order
         self.touched = {node.name for node in self.graph.nodes if self._touches(node)}
         self.outputs = frozenset(self.graph.output_names)
 

@@ -78,6 +78,8 @@ class Numbering:
         value = Made(node.op, first, (read(rest), *((name, read(given)) for name, given in node.kwargs)), node.type)
         if node.op in _IDEMPOTENT and self._does_nothing(value):
             return first
+        if node.op == "aten.to.dtype" and self.values[first].type == node.type:
+            return first
         if ops.kind(node.op) == "reshape" and first >= 0:
             return self._reshaped(value)
         if node.op.startswith(_DRAWS):

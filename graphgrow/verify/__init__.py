@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from graphgrow.certificate import Certificate, Claim, Growth, Move, Proof, Test
-from graphgrow.errors import CheckFailed, Refusal
+from graphgrow.errors import CheckFailed, OptionError, Refusal
 from graphgrow.program import Program
 from graphgrow.verify.align import Alignment, align
 from graphgrow.verify.depth import dead_layers, prove_depth, test_depth
@@ -31,8 +31,10 @@ def check(old: Program, new: Program, *, seed: int = 0) -> Certificate:
     """Compare two programs from outside, whoever made them: proof and numeric test.
 
     The certificate says whether they are equivalent (`holds`); it is not refused if not. Raises CheckFailed where the
-    programs can't be compared at all.
+    programs can't be compared at all, OptionError for a seed that no generator takes.
     """
+    if not 0 <= seed < 2**32:
+        raise OptionError(found=f"seed={seed}", fix="give a seed from 0 to 2**32 - 1")
     return _compare(old, new, seed).certificate
 
 

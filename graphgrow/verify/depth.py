@@ -233,6 +233,8 @@ def dead_layers(old: Program, new: Program, found: Deepened, seed: int) -> list[
     for draw in range(DRAWS):
         drawn = drawn_layers(new, found, seed + draw, zeros=False)
         gradients = gradients_of(new, drawn, weights, seed + draw)
+        if gradients is None:
+            return []
         alive.update(name for name, gradient in gradients.items() if bool(gradient.count_nonzero()))
     layers = [layer for stack in stacks(new.graph) for layer in stack.layers]
     groups = [[name for name in layer.tensors if name in weights] for layer in layers]

@@ -218,8 +218,9 @@ class Runner:
             result = torch.func.functional_call(self.module, tables, kwargs=given)
             outputs = [_real(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         found: dict[str, Tensor] = {}
-        if watched:
-            grads = torch.autograd.grad(combined(outputs), list(watched.values()), allow_unused=True)
+        total = combined(outputs)
+        if watched and total.requires_grad:  # an argmax has no gradient
+            grads = torch.autograd.grad(total, list(watched.values()), allow_unused=True)
             found = dict(used(zip(watched, grads, strict=True)))
         return [output.detach() for output in outputs], found
 

@@ -27,7 +27,10 @@ def dead_axes(pair: Pair, seed: int) -> list[str]:
     touched = [name for name, terms in pair.old.axes.parameters.items() if pair.resizing.touches(terms)]
     for draw in range(DRAWS):
         _set(module, drawn_values(pair, seed + draw), touched)
-        for name, gradient in _gradients(module, pair.new, touched, seed + draw).items():
+        found = _gradients(module, pair.new, touched, seed + draw)
+        if found is None:
+            return []
+        for name, gradient in found.items():
             gradients[name] = gradients.get(name, torch.zeros(())) + gradient.abs()
     dead: list[str] = []
     for atom, size in pair.alignment.sizes.items():
@@ -43,12 +46,16 @@ def dead_axes(pair: Pair, seed: int) -> list[str]:
     return dead
 
 
-def gradients_of(program: Program, tensors: Mapping[str, Tensor], names: Set[str], seed: int) -> dict[str, Tensor]:
-    """Gradients of the parameters in `names`, at the values in `tensors`, on one random input."""
+def gradients_of(
+    program: Program, tensors: Mapping[str, Tensor], names: Set[str], seed: int
+) -> dict[str, Tensor] | None:
+    """Gradients of the parameters in `names`, at the values in `tensors`, on one random input; None where outputs have
+    none at all."""
     return _gradients(lowered(program, tensors, torch.float64), program, names, seed)
 
 
-def _gradients(module: nn.Module, program: Program, names: Iterable[str], seed: int) -> dict[str, Tensor]:
+def _gradients(module: nn.Module, program: Program, names: Iterable[str], seed: int) -> dict[str, Tensor] | None:
+    """None where outputs have no gradient at all (an argmax)."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     inputs = {
         name: value.double() if value.is_floating_point() else value
@@ -56,7 +63,10 @@ def _gradients(module: nn.Module, program: Program, names: Iterable[str], seed: 
     }
     watched = {name: parameters[name].requires_grad_() for name in names if name in parameters}
     outputs = [leaf for leaf in pytree.tree_leaves(module(**inputs)) if isinstance(leaf, Tensor)]
-    grads = torch.autograd.grad(combined(outputs), list(watched.values()), allow_unused=True)
+    total = combined(outputs)
+    if not total.requires_grad:
+        return None
+    grads = torch.autograd.grad(total, list(watched.values()), allow_unused=True)
     return dict(used(zip(watched, grads, strict=True)))
 
 
