@@ -3,7 +3,8 @@
 A *join* is an addition one of whose summands, the stream x, all other summands depend on: x + f(x). Joins whose streams
 follow one another are a chain, as are the layers of a transformer or a stage of a residual network. Where the blocks of
 a chain repeat (the same operators on the same shapes, read in the same order), one period is a *layer*, and its
-repetitions are a *stack*. Names of modules only name stacks; they never decide what a layer is.
+repetitions are a *stack*. Blocks that do not repeat are stacks of one layer, those of one entry of a module list
+together: only there names of modules decide; elsewhere they only name.
 """
 
 from __future__ import annotations
@@ -61,11 +62,13 @@ def _stack(layers: tuple[Layer, ...]) -> Stack:
             steps.add(step)
     if len(steps) != 1 or 0 in steps:
         return Stack(f"layers@{layers[0].end}", layers, frozenset(), 0, 0)
-    name = ".".join(layers[0].tensors[0].split(".")[: len(min(lists, key=len))])
-    stack = Stack(name, layers, frozenset(lists), 0, steps.pop())
-    numbers = [found[1] for name in layers[0].tensors if (found := stack.split(name))]
-    prefix = next(found[0] for name in layers[0].tensors if (found := stack.split(name)))
-    return replace(stack, name=f"layers@{prefix}" if prefix else "layers", first=min(numbers))
+    stack = Stack("", layers, frozenset(lists), 0, steps.pop())
+    places = [found for name in layers[0].tensors if (found := stack.split(name))]
+    return replace(stack, name=_title(places[0][0]), first=min(number for _, number, _ in places))
+
+
+def _title(prefix: str) -> str:
+    return f"layers@{prefix}" if prefix else "layers"
 
 
 def stacks(graph: Graph) -> tuple[Stack, ...]:
@@ -82,6 +85,8 @@ def stacks(graph: Graph) -> tuple[Stack, ...]:
                 found.append(_stack(layers))
                 single = {index: one for index, one in single.items() if not begin <= index < begin + count * period}
         found += _singles(graph, single, len(chain) - 1, path)
+    inside = {name for stack in found for layer in stack.layers for name in layer.nodes if name != layer.end}
+    found = [stack for stack in found if stack.layers[-1].end not in inside]  # none within the layers of another
     several = {name for name, count in Counter(stack.name for stack in found).items() if count > 1}
     named = [replace(s, name=f"{s.name}.{s.first}") if s.name in several else s for s in found]
     return tuple(sorted(named, key=lambda stack: graph.order[stack.layers[0].end]))
@@ -99,9 +104,8 @@ def _singles(graph: Graph, blocks: Mapping[int, tuple[str, str]], last: int, pat
         if found[-1] == last:
             end = [name for name in path if name == path[0] or _in(graph[name].scope, entry)][-1]
         if found == list(range(found[0], found[-1] + 1)):
-            name = f"layers@{'.'.join(entry[:-1])}" if len(entry) > 1 else "layers"
-            number = int(entry[len(entry) - 1])
-            yield Stack(name, (_layer(graph, start, end),), frozenset([entry[:-1]]), number, 1)
+            above, number = entry[:-1], int(entry[len(entry) - 1])
+            yield Stack(_title(".".join(above)), (_layer(graph, start, end),), frozenset([above]), number, 1)
 
 
 def _entry(tensors: Sequence[str]) -> tuple[str, ...]:

@@ -104,6 +104,8 @@ def origin(path: Path, model: str, like: Path | None) -> Path | None:
             raise OptionError(found=f"--like with the file {path}", fix="name a folder: -o grown")
         return None
     found = like or Path(model)
+    if like is None and path.is_dir() and not (found / "config.json").is_file():
+        return None  # a file was meant
     if not (found / "config.json").is_file():
         raise OptionError(
             found="an output without an extension, which means a Hugging Face folder, of an input that is none",

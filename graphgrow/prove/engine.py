@@ -281,7 +281,7 @@ class Prover:
             self.step(node)
             if node.op != "parameter":
                 self._heal(node, found, scaled_by)
-        for name in self.outputs & self.touched:
+        for name in (name for name in self.graph.output_names if name in self.touched):
             for atom in self._grown_in(name):
                 found.setdefault(atom, f"it is seen in the output {name}")
         for node in self.graph.inputs:

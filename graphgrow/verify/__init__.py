@@ -10,7 +10,7 @@ from graphgrow.certificate import Certificate, Claim, Growth, Move, Proof, Test
 from graphgrow.errors import CheckFailed, OptionError, Refusal
 from graphgrow.program import Program
 from graphgrow.verify.align import Alignment, align
-from graphgrow.verify.depth import dead_layers, prove_depth, test_depth
+from graphgrow.verify.depth import dead_layers, prove_depth, shallower, test_depth
 from graphgrow.verify.equivalence import FULL_SIZE, Pair, shrunk, test
 from graphgrow.verify.gradients import dead_axes
 from graphgrow.verify.moves import moves, renamed
@@ -55,9 +55,39 @@ def _compare(old: Program, new: Program, seed: int) -> _Finding:
 def _deepened(old: Program, new: Program, seed: int, weighed: bool) -> _Finding:
     """Programs of different depth. Without a proof numbers say nothing: layers may do little on random inputs."""
     found = prove_depth(old, new)
+    middle = None if found.proof.holds else shallower(old, new)
+    if middle is not None:
+        return _both(old, middle, new, seed)
     tested = test_depth(old, new, found, seed) if weighed and found.proof.holds else None
     certificate = _certificate(old, new, found.growth, found.proof, tested, renamed(old, new, found.new))
     return _Finding(certificate, lambda: dead_layers(old, new, found, seed) if weighed else [])
+
+
+def _both(old: Program, middle: Program, new: Program, seed: int) -> _Finding:
+    """Axes and layers have grown: from the old program to the new one without its new layers, and from there."""
+    wide, deep = _compare(old, middle, seed), _compare(middle, new, seed)
+    parts = [one.certificate for one in (wide, deep)]
+    proofs = [one.proof for one in parts if one.proof]
+    tests = [one.test for one in parts if one.test]
+    proof = Proof(
+        holds=all(one.holds for one in proofs),
+        why="; ".join(one.why for one in proofs if one.holds == all(other.holds for other in proofs)),
+        constraints=tuple(row for one in proofs for row in one.constraints),
+        numbers=tuple(row for one in proofs for row in one.numbers),
+        steps=tuple(step for one in proofs for step in one.steps),
+    )
+    tested = None
+    if len(tests) == len(parts):
+        tested = Test(
+            holds=all(one.holds for one in tests),
+            trials=tuple(trial for one in tests for trial in one.trials),
+            reduced=any(one.reduced for one in tests),
+            why="; ".join(one.why for one in tests),
+            seed=seed,
+        )
+    growth = tuple(row for one in parts for row in one.growth)
+    certificate = _certificate(old, new, growth, proof, tested, ())
+    return _Finding(certificate, lambda: [*wide.dead(), *deep.dead()])
 
 
 def _certificate(

@@ -8,7 +8,7 @@ graphs are then numbered (`prove.numbering`): every output must have one number 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -18,7 +18,7 @@ from graphgrow import ops
 from graphgrow.certificate import WHOLE, Constraint, Growth, Proof, Test
 from graphgrow.digest import fingerprint
 from graphgrow.errors import CheckFailed
-from graphgrow.graph import Graph
+from graphgrow.graph import Graph, Node, Ref
 from graphgrow.layers import stacks
 from graphgrow.program import Program
 from graphgrow.prove.numbering import Numbering, needed, summand
@@ -195,6 +195,54 @@ def _constant(tensor: Tensor) -> float | None:
     first = tensor.detach().reshape(-1)[0]
     value = float(first)
     return value if torch.isfinite(first) and bool((tensor == first).all()) else None
+
+
+def shallower(old: Program, new: Program) -> Program | None:
+    """The new program without its new layers, under the old program's names: what is left to compare when axes have
+    grown too. None where nodes that the old program does not have do more than nothing."""
+    names = old.graph.by_name
+    parameters = {node.name: name for name, node in old.graph.parameters.items()}
+    tensors = {node.name: new.tensors[name] for name, node in new.graph.parameters.items()}
+    added = {name for name, node in new.graph.parameters.items() if node.name not in names} - new.fixed
+    values = {name: _constant(new.tensors[name]) for name in added}
+    constants = {
+        name: value
+        for name, value in values.items()
+        if value is not None and (value == 0 or _taken_away(new.graph, name, value))
+    }
+    if not constants or any(name not in tensors for name in parameters):
+        return None
+    contents = {name: ("name", name) for name in new.tensors}
+    numbers = Numbering().graph(new.graph, contents, Zeros(new.axes, constants, new.fixed).found())
+
+    def kept(name: str) -> str | None:
+        while name not in names:
+            same = (operand for operand in new.graph[name].operands() if numbers.get(operand) == numbers.get(name, -1))
+            found = next(same, None)
+            if found is None:
+                return None
+            name = found
+        return name
+
+    nodes: list[Node] = []
+    for node in new.graph.nodes:
+        if node.name not in names:
+            continue
+        read = {name: kept(name) for name in node.operands()}
+        if None in read.values():
+            return None
+        changed = node.map(lambda a: Ref(read[a.name] or "") if isinstance(a, Ref) else a)  # noqa: B023
+        args = (parameters.get(node.name, ""),) if node.op == "parameter" else changed.args
+        nodes.append(replace(changed, args=args))
+    order = {node.name: index for index, node in enumerate(old.graph.nodes)}
+    graph = replace(new.graph, nodes=tuple(sorted(nodes, key=lambda node: order[node.name])), outputs=old.graph.outputs)
+    ends = zip(old.graph.output_names, new.graph.output_names, strict=True)
+    if len(nodes) != len(old.graph.nodes) or any(kept(theirs) != ours for ours, theirs in ends):
+        return None
+    own = {name: tensors[node] for node, name in parameters.items()}
+    rest = {name: new.tensors.get(name, tensor) for name, tensor in old.tensors.items() if name not in own}
+    ordered = {name: own.get(name, rest.get(name, tensor)) for name, tensor in old.tensors.items()}
+    return old.replace(graph=graph, tensors=ordered, journal=())
 
 
 def test_depth(old: Program, new: Program, found: Deepened, seed: int) -> Test:
