@@ -10,7 +10,7 @@ from statistics import median
 
 from benchmarks.measure import Row, Skipped
 
-COUNT, ALLOWED = 200, 1e-11
+COUNT, ALLOWED = 200, 1e-13  # `verify.equivalence.FLOOR`
 
 
 def rows() -> Iterator[Row]:

@@ -5,8 +5,6 @@ new one, on the same batches. AdamW at 3e-3 without a warm-up. The ratio is of t
 
 from __future__ import annotations
 
-import pathlib
-import random
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,7 +13,7 @@ from torch.optim import AdamW
 
 from benchmarks.measure import Row, Skipped
 
-LENGTH, BATCH, BEFORE, AFTER, RATE = 64, 16, 300, 50, 3e-3
+BEFORE, AFTER, RATE = 300, 50, 3e-3
 PASSES: dict[str, list[str]] = {
     "no growth": [],
     "widen x2": ["widen:factor=2"],
@@ -29,34 +27,10 @@ PASSES: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def text() -> Tensor:
-    """The standard library's own source as bytes."""
-    folder = pathlib.Path(random.__file__).parent
-    source = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py"))[:80])
-    return torch.frombuffer(bytearray(source), dtype=torch.uint8).long()
-
-
-def batches(data: Tensor, seed: int) -> Iterator[Tensor]:
-    chooser = random.Random(seed)
-    while True:
-        starts = [chooser.randrange(len(data) - LENGTH) for _ in range(BATCH)]
-        yield torch.stack([data[start : start + LENGTH] for start in starts])
-
-
-def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=tokens)["logits"]
-    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-
-
-@torch.no_grad()
-def held_out(model: nn.Module, data: Tensor) -> float:
-    source = batches(data, 1)
-    model.eval()
-    return sum(float(loss_of(model, next(source))) for _ in range(8)) / 8
-
-
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: Tensor, steps: int, watch: int = 0) -> list[float]:
     """Train, and give the held-out loss after each of the first `watch` steps and after the last."""
+    from examples.demo import batches, held_out, loss_of
+
     source, found = batches(data, 2 if watch else 3), list[float]()
     for step in range(steps):
         optimizer.zero_grad()
@@ -73,6 +47,7 @@ def rows() -> Iterator[Row]:
     except ImportError as error:
         raise Skipped("needs transformers") from error
     import graphgrow as gg
+    from examples.demo import LENGTH, text
 
     torch.manual_seed(0)
     data = text()
@@ -90,6 +65,7 @@ def rows() -> Iterator[Row]:
 
 def _event(what: str, specs: Sequence[str], program: object, module: nn.Module, optimizer: AdamW, data: Tensor) -> Row:
     import graphgrow as gg
+    from examples.demo import held_out
 
     assert isinstance(program, gg.Program)
     before = held_out(module, data)

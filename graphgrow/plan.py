@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from graphgrow.axes import Atom
 from graphgrow.axes.names import Named
@@ -77,7 +77,7 @@ def _with_heads(now: Sizes, target: Sizes) -> Sizes:
     hidden, heads = target.hidden or now.hidden, target.heads or now.heads
     if now.heads * now.head_size != now.hidden or hidden % heads or hidden // heads < now.head_size:
         return target
-    return Sizes(**{**{item.name: getattr(target, item.name) for item in fields(Sizes)}, "head_size": hidden // heads})
+    return replace(target, head_size=hidden // heads)
 
 
 def _specs(program: Program, now: Sizes, target: Sizes) -> Iterator[str]:
@@ -143,10 +143,6 @@ def _key_size(program: Program) -> int | None:
 
 def _per_unit(program: Program, atom: Atom) -> int:
     """How many numbers of each key one unit of its axis stands for."""
-    for contraction, _, summed, _ in program.axes.contractions:
-        for term in summed:
-            if atom in term.atoms and "scaled_dot_product" in contraction.node.op:
-                return number(term.size) // number(atom.size)
     for contraction, _, summed, _ in program.axes.contractions:
         if not any(program.graph[name].op == "parameter" for name in contraction.operands):
             for term in summed:

@@ -19,7 +19,7 @@ G_stack (arXiv 2405.15319), here without changing the function.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar, Literal
@@ -27,7 +27,7 @@ from typing import ClassVar, Literal
 from graphgrow.errors import OptionError, Refusal
 from graphgrow.layers import Stack, stacks
 from graphgrow.pipeline import Pass, matching, option
-from graphgrow.rewrite import Place, Rewriter
+from graphgrow.rewrite import Place, Rewriter, planned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Deepen(Pass):
     def rewrite(self, rewriter: Rewriter) -> None:
         grown = False
         for stack in reversed(self.chosen(stacks(rewriter.program.graph))):  # names of later ones count on
-            plan = tuple(self.plan(len(stack.layers)))
+            plan = self.plan(len(stack.layers))
             if len(plan) > len(stack.layers):
                 rewriter.deepen(stack, plan, self.init)
                 grown = True
@@ -89,22 +89,15 @@ class Deepen(Pass):
             raise OptionError.unknown("stack for deepen", self.stack, names)
         return [stack for stack in found if stack.name in chosen]
 
-    def plan(self, old: int) -> Iterator[Place]:
+    def plan(self, old: int) -> list[Place]:
         """The layers of a deeper stack of `old` layers."""
         new = self.to if self.to is not None else ceil(round(old * (self.factor or 2.0), 6))
         if new < old:
             raise Refusal(found=f"deepen: {old} layers; {new} would be fewer", fix=f"give more than {old}")
         if self.at is not None and self.at > old:
             raise Refusal(found=f"deepen:at={self.at} in a stack of {old} layers", fix=f"give a number up to {old}")
-        added = [0] * old
-        if self.order == "interleave" and self.at is None:
-            added = [(layer + 1) * (new - old) // old - layer * (new - old) // old for layer in range(old)]
-        elif self.at:
-            added[self.at - 1] = new - old
-        elif self.at == 0:
-            yield from [Place(0, new=True)] * (new - old)
-        for layer, count in enumerate(added):
-            yield Place(layer, new=False)
-            yield from [Place(layer, new=True)] * count
-        if self.order == "stack":
-            yield from (Place(layer % old, new=True) for layer in range(new - old))
+        if self.at is None:
+            return planned(old, new, self.order)
+        places = [Place(layer, new=False) for layer in range(old)]
+        places[self.at : self.at] = [Place(max(self.at - 1, 0), new=True)] * (new - old)
+        return places

@@ -12,7 +12,7 @@ from graphgrow.errors import Refusal
 from graphgrow.pipeline import Pipeline, parse_pass
 from graphgrow.program import Program
 from graphgrow.verify import check
-from graphgrow.verify.equivalence import deviation
+from graphgrow.verify.equivalence import FLOOR, deviation
 from tests.programs import outputs, traced
 
 torch.set_num_threads(1)
@@ -76,7 +76,7 @@ def disagreement(old: Program, new: Program) -> float:
 def test_pipelines_at_random(seed: int) -> None:
     old, new, refused = run(drawn(seed))
     assert refused < len(drawn(seed).specs)
-    assert disagreement(old, new) <= 1e-11
+    assert disagreement(old, new) <= FLOOR
     links = [(certificate.old, certificate.new) for certificate in new.journal]
     assert [start for start, _ in links] == [old.digest, *(end for _, end in links[:-1])] and links[-1][1] == new.digest
     assert all(certificate.evidence == "proved and tested" for certificate in new.journal)
@@ -105,7 +105,7 @@ def test_passes_on_different_axes_commute(first: str, second: str) -> None:
     one, two = (Pipeline.parse(specs)(old) for specs in ([first, second], [second, first]))
     assert one.graph == two.graph
     assert {name: tensor.shape for name, tensor in one.tensors.items()} == {n: t.shape for n, t in two.tensors.items()}
-    assert max(disagreement(old, one), disagreement(old, two)) <= 1e-11
+    assert max(disagreement(old, one), disagreement(old, two)) <= FLOOR
 
 
 @pytest.mark.parametrize("model", ["nanogpt", "gpt2", "resnet"])

@@ -117,8 +117,12 @@ def test_every_optimizer_trains_on(name: str) -> None:
     settings = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     assert {key: value for key, value in carried.param_groups[0].items() if key != "params"} == settings
     assert len(_ordered(carried, after)) == len(list(after.parameters()))
+    start = [float(loss(module.eval(), old.example(seed=4)).detach()) for module in (before, after)]
+    assert start[1] == pytest.approx(start[0], rel=10 * torch.finfo(torch.float32).eps), (
+        "the same function to begin with"
+    )
     values = trained(after, carried, old, 4, seed=4)
-    assert all(torch.isfinite(torch.tensor(values))) and values[-1] < 2 * trained(before, optimizer, old, 1, seed=4)[0]
+    assert all(torch.isfinite(torch.tensor(values)))
     saved = copy.deepcopy(carried.state_dict())
     fresh = MAKE[name](after.parameters())
     fresh.load_state_dict(saved)

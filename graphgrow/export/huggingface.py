@@ -31,6 +31,7 @@ from graphgrow.export.agreement import Agreement
 from graphgrow.export.capture import prepared
 from graphgrow.export.weights import export_safetensors
 from graphgrow.program import Program
+from graphgrow.rewrite import planned
 from graphgrow.sizes import number
 from graphgrow.tracing.huggingface import Folder, quiet
 
@@ -141,8 +142,8 @@ def _fields(settings: Mapping[str, Any], program: Program) -> Iterator[_Field]:
         elif isinstance(value, tuple):
             items = cast(tuple[Any, ...], value)
             for new in depths.get(len(items), ()):
-                for order in ("interleave", "stack"):
-                    choices.add(tuple(items[source] for source in sources(len(items), new, order)))
+                for places in (planned(len(items), new, "interleave"), planned(len(items), new, "stack")):
+                    choices.add(tuple(items[place.source] for place in places))
         if choices - {value}:
             likely = choices if not isinstance(value, int) or value in sizes or "head" in name else set[Any]()
             likely = likely & direct if isinstance(value, int) else likely
@@ -164,14 +165,6 @@ def _closure(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, set[Any]]:
                 news.add(new)
         found.setdefault(old, set()).add(new)
     return found
-
-
-def sources(old: int, new: int, order: str) -> list[int]:
-    """Which old layer each layer of a deeper stack is made from, for the orders that `deepen` has."""
-    if order == "stack":
-        return [*range(old), *(layer % old for layer in range(new - old))]
-    added = [(layer + 1) * (new - old) // old - layer * (new - old) // old for layer in range(old)]
-    return [layer for layer, count in enumerate(added) for _ in range(count + 1)]
 
 
 def _leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:

@@ -28,6 +28,15 @@ class Place(NamedTuple):
     new: bool
 
 
+def planned(old: int, new: int, order: Literal["interleave", "stack"]) -> list[Place]:
+    """The layers of a stack of `new` layers made from `old` ones: new ones evenly between them, each after the one that
+    it is made from, or all on top."""
+    if order == "stack":
+        return [*(Place(i, new=False) for i in range(old)), *(Place(i % old, new=True) for i in range(new - old))]
+    added = [(i + 1) * (new - old) // old - i * (new - old) // old for i in range(old)]
+    return [Place(i, new=copy > 0) for i, count in enumerate(added) for copy in range(count + 1)]
+
+
 def deepen(
     program: Program, stack: Stack, plan: Sequence[Place], silent: Mapping[str, float], init: Copied, seed: int
 ) -> Program:

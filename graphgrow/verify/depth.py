@@ -7,8 +7,8 @@ graphs are then numbered (`prove.numbering`): every output must have one number 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -22,7 +22,7 @@ from graphgrow.graph import Graph, Node, Ref
 from graphgrow.layers import stacks
 from graphgrow.program import Program
 from graphgrow.prove.numbering import Numbering, needed, summand
-from graphgrow.prove.silence import is_bias
+from graphgrow.prove.silence import is_bias, silenced
 from graphgrow.prove.zeros import Zeros
 from graphgrow.rewrite.blocks import fill_normal
 from graphgrow.verify.align import Alignment
@@ -68,11 +68,10 @@ def _growth(old: Graph, new: Graph) -> tuple[Growth, ...]:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Judge:
     old: Program
     new: Program
-    constants: dict[str, float] = field(default_factory=dict[str, float])
 
     @cached_property
     def contents(self) -> tuple[dict[str, Hashable], dict[str, Hashable]]:
@@ -102,7 +101,7 @@ class _Judge:
 
     def proof(self) -> Proof:
         graph = self.new.graph
-        constants = dict(self._constants())
+        constants = _silent(self.new, self.added)
         known = Zeros(self.new.axes, constants, self.new.fixed)
         zeros = known.found()
         numbering = Numbering()
@@ -110,17 +109,10 @@ class _Judge:
         after = numbering.graph(graph, self.contents[1], zeros)
         if why := self._differs(before, after):
             return Proof(holds=False, why=why)
-        steps = depth_steps(graph, known, _sums(graph, zeros))
-        rows = tuple(self._constraints(known, constants, dict(_used(graph, zeros))))
+        steps = depth_steps(graph, known, {node.name: gone for node, gone in _left_out(graph, zeros)})
+        rows = tuple(self._constraints(known, constants, _used(graph, zeros)))
         why = f"every output is the same value; {len(graph.nodes) - len(self.old.graph.nodes)} nodes were added"
         return Proof(holds=True, why=why, constraints=rows, steps=steps)
-
-    def _constants(self) -> Iterator[tuple[str, float]]:
-        """The new parameters that could make something zero: those of zeros, and of a number that is taken away."""
-        for name in self.added - self.new.fixed:
-            value = _constant(self.new.tensors[name])
-            if value is not None and (value == 0 or _taken_away(self.new.graph, name, value)):
-                yield name, value
 
     def _differs(self, before: Mapping[str, int], after: Mapping[str, int]) -> str:
         """The first value that the old program does not have, as text; empty when all outputs are there."""
@@ -151,27 +143,34 @@ class _Judge:
                 )  # fmt: skip
 
 
-def _sums(graph: Graph, zeros: set[str]) -> Iterator[tuple[str, str, str]]:
-    """The sums that are one of their summands, with that and the other."""
-    live = needed(graph, zeros)
+def _left_out(graph: Graph, zeros: set[str]) -> Iterator[tuple[Node, str]]:
+    """The sums that are one of their summands, each with the zero that it is left without."""
+    live = needed(graph, zeros) - zeros
     for node in graph.nodes:
-        stays = summand(graph, node, zeros) if node.name in live and node.name not in zeros else None
+        stays = summand(graph, node, zeros) if node.name in live else None
         if stays is not None:
-            gone = next(name for name in node.operands() if name != stays)
-            yield node.name, "the stream", graph[gone].op.removeprefix("aten.").partition(".")[0]
+            yield node, next(name for name in node.operands() if name != stays)
 
 
-def _used(graph: Graph, zeros: set[str]) -> Iterator[tuple[str, str]]:
-    """The zeros that the numbering relies on, with the sum that each is left out of."""
+def _used(graph: Graph, zeros: set[str]) -> dict[str, str]:
+    """The zeros that the numbering relies on, with the operator that needs each."""
     live = needed(graph, zeros)
-    for node in graph.nodes:
-        stays = summand(graph, node, zeros) if node.name in live and node.name not in zeros else None
-        if stays is not None:
-            for name in node.operands():
-                if name != stays:
-                    yield name, f"{node.op} ({node.source or node.name})"
-        elif node.name in live and node.name in zeros:
-            yield node.name, f"{node.op} ({node.source or node.name})"
+    found = {name: f"{graph[name].op} ({graph[name].source or name})" for name in live & zeros}
+    return found | {gone: f"{node.op} ({node.source or node.name})" for node, gone in _left_out(graph, zeros)}
+
+
+def _silent(program: Program, names: Set[str]) -> dict[str, float]:
+    """Of some tensors, the parameters that could make something zero, with the number they hold everywhere: zeros, and
+    a number that is taken away. Without values, those that would have to."""
+    found: dict[str, float] = {}
+    for name in names - program.fixed:
+        value = _constant(program.tensors[name])
+        if value is not None and (value == 0 or _taken_away(program.graph, name, value)):
+            found[name] = value
+    for layer in (layer for stack in stacks(program.graph) for layer in stack.layers):
+        if all(name in names and program.tensors[name].is_meta for name in layer.tensors):
+            found |= silenced(program.graph, layer, names - program.fixed)
+    return found
 
 
 def _taken_away(graph: Graph, parameter: str, value: float) -> bool:
@@ -203,13 +202,8 @@ def shallower(old: Program, new: Program) -> Program | None:
     names = old.graph.by_name
     parameters = {node.name: name for name, node in old.graph.parameters.items()}
     tensors = {node.name: new.tensors[name] for name, node in new.graph.parameters.items()}
-    added = {name for name, node in new.graph.parameters.items() if node.name not in names} - new.fixed
-    values = {name: _constant(new.tensors[name]) for name in added}
-    constants = {
-        name: value
-        for name, value in values.items()
-        if value is not None and (value == 0 or _taken_away(new.graph, name, value))
-    }
+    added = {name for name, node in new.graph.parameters.items() if node.name not in names}
+    constants = _silent(new, added)
     if not constants or any(name not in tensors for name in parameters):
         return None
     contents = {name: ("name", name) for name in new.tensors}
@@ -234,15 +228,14 @@ def shallower(old: Program, new: Program) -> Program | None:
         changed = node.map(lambda a: Ref(read[a.name] or "") if isinstance(a, Ref) else a)  # noqa: B023
         args = (parameters.get(node.name, ""),) if node.op == "parameter" else changed.args
         nodes.append(replace(changed, args=args))
-    order = {node.name: index for index, node in enumerate(old.graph.nodes)}
-    graph = replace(new.graph, nodes=tuple(sorted(nodes, key=lambda node: order[node.name])), outputs=old.graph.outputs)
+    nodes.sort(key=lambda node: old.graph.order[node.name])
     ends = zip(old.graph.output_names, new.graph.output_names, strict=True)
     if len(nodes) != len(old.graph.nodes) or any(kept(theirs) != ours for ours, theirs in ends):
         return None
-    own = {name: tensors[node] for node, name in parameters.items()}
-    rest = {name: new.tensors.get(name, tensor) for name, tensor in old.tensors.items() if name not in own}
-    ordered = {name: own.get(name, rest.get(name, tensor)) for name, tensor in old.tensors.items()}
-    return old.replace(graph=graph, tensors=ordered, journal=())
+    graph = replace(new.graph, nodes=tuple(nodes), outputs=old.graph.outputs)
+    moved = {name: tensors[node] for node, name in parameters.items()}
+    held = {name: moved.get(name, new.tensors.get(name, tensor)) for name, tensor in old.tensors.items()}
+    return old.replace(graph=graph, tensors=held, journal=())
 
 
 def test_depth(old: Program, new: Program, found: Deepened, seed: int) -> Test:

@@ -5,7 +5,7 @@ Layers of one structure come from the same lines of a model's source and hold th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from graphgrow.certificate import Step
 from graphgrow.graph import Graph, Node
@@ -45,14 +45,13 @@ def _said(prover: Prover, name: str) -> str:
     return f"{told}, in new units {' or '.join(map(text, new))}" if new else told
 
 
-def depth_steps(graph: Graph, known: Zeros, sums: Iterable[tuple[str, str, str]]) -> tuple[Step, ...]:
-    """Where new layers become zero, and the sums that keep their stream: node, what stays, what is zero."""
-    kept = {node: (stays, gone) for node, stays, gone in sums}
+def depth_steps(graph: Graph, known: Zeros, sums: Mapping[str, str]) -> tuple[Step, ...]:
+    """Where new layers become zero, and the sums that keep their stream, each with the zero it is left without."""
     found: list[Step] = []
     for node in graph.nodes:
-        if node.name in kept:
-            stays, gone = kept[node.name]
-            found.append(Step(place=_place(node), reads=(f"{gone} is zero",), gives=f"{stays}: x + 0 = x"))
+        if node.name in sums:
+            gone = _called(graph, sums[node.name])
+            found.append(Step(place=_place(node), reads=(f"{gone} is zero",), gives="the stream: x + 0 = x"))
         elif node.op != "parameter" and known.zero(node.name):
             reads = tuple(f"{_called(graph, name)} is zero" for name in node.operands() if known.zero(name))
             found.append(Step(place=_place(node), reads=reads, gives="zero"))
