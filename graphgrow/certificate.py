@@ -142,6 +142,7 @@ class Certificate(_Value):
     growth: tuple[Growth, ...] = ()
     proof: Proof | None = None
     test: Test | None = None
+    extended: tuple[str, ...] = ()  # outputs that have new units: what is claimed of them is claimed of the old ones
     moves: tuple[Move, ...] = ()  # of parameters that have another name, shape or factor than before
     notes: tuple[str, ...] = ()  # what the pass left alone, and why
     version: str = ""
@@ -159,8 +160,14 @@ class Certificate(_Value):
         words += ["tested"] if self.test and self.test.holds else []
         return " and ".join(words) or "nothing"
 
+    @property
+    def scope(self) -> str:
+        """The claim with what it is about, for people."""
+        where = f" on the old units of {', '.join(self.extended)}" if self.extended else ""
+        return f"{self.claim.lower()}{where}, {self.evidence}"
+
     def __str__(self) -> str:
-        lines = [f"{self.spec}: {self.claim.lower()}, {self.evidence}"]
+        lines = [f"{self.spec}: {self.scope}"]
         lines += [f"  {growth.axis}: {growth.old} -> {growth.new}" for growth in self.growth]
         if self.proof:
             lines.append(f"  proof: {self.proof.why}")

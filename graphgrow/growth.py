@@ -44,6 +44,11 @@ class Growth(Pass):
         default="auto",
     )
 
+    outputs: Literal["keep", "extend"] = option(
+        "axes that outputs show: keep does not grow them; extend puts new units beside the old ones, which stay",
+        default="keep",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         name = self.name
@@ -56,6 +61,11 @@ class Growth(Pass):
             raise OptionError(found=f"{name}:to={self.to}", fix="give a positive number of units")
         if self.multiple_of < 1:
             raise OptionError(found=f"{name}:multiple_of={self.multiple_of}", fix="give a positive number")
+
+    @property
+    def extends(self) -> bool:
+        """Whether outputs may have new units."""
+        return self.outputs == "extend"
 
     @property
     def strategies(self) -> tuple[Strategy, ...] | None:
@@ -74,25 +84,27 @@ class Growth(Pass):
 
     def grow(self, rewriter: Rewriter, grown: dict[Atom, int]) -> None:
         """Ask for the growth itself."""
-        rewriter.grow(grown, self.init, strategies=self.strategies)
+        rewriter.grow(grown, self.init, strategies=self.strategies, extend_outputs=self.extends)
 
     def _possible(self, rewriter: Rewriter, chosen: Sequence[Named], grown: dict[Atom, int]) -> dict[Atom, int]:
         """What `auto` can grow: all axes; or those that are no obstacle; or those that can grow alone. What it leaves
         is noted."""
-        why = rewriter.why_not(grown, self.strategies)
+        why = rewriter.why_not(grown, self.strategies, self.extends)
         if not why:
             return grown
-        obstacles = rewriter.obstacles(grown)
+        obstacles = rewriter.obstacles(grown, self.extends)
         left = {atom: size for atom, size in grown.items() if atom not in obstacles}
         if not left:
-            obstacles = {atom: rewriter.why_not({atom: size}, self.strategies) for atom, size in grown.items()}
+            obstacles = {
+                atom: rewriter.why_not({atom: size}, self.strategies, self.extends) for atom, size in grown.items()
+            }
             left = {atom: size for atom, size in grown.items() if not obstacles[atom]}
-        if not left or rewriter.why_not(left, self.strategies):
+        if not left or rewriter.why_not(left, self.strategies, self.extends):
             why = next(iter(obstacles.values()), "") or why
             raise Refusal(
                 found=f"no axis that can grow without changing the function: {why}",
                 where="the proof on this graph",
-                fix="see `graphgrow axes` for the axes there are",
+                fix="choose other axes: `graphgrow axes` lists them; outputs=extend grows what outputs show, too",
             )
         for axis in chosen:
             if axis.atom not in left:

@@ -6,6 +6,7 @@ TABLE = {
     "add-heads": "passes.add_heads:AddHeads",
     "add-kv-heads": "passes.add_kv_heads:AddKvHeads",
     "deepen": "passes.deepen:Deepen",
+    "grow-vocab": "passes.grow_vocab:GrowVocab",
     "widen": "passes.widen:Widen",
     "widen-hidden": "passes.widen_hidden:WidenHidden",
     "widen-keys": "passes.widen_keys:WidenKeys",
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
     from passes.add_heads import AddHeads
     from passes.add_kv_heads import AddKvHeads
     from passes.deepen import Deepen
+    from passes.grow_vocab import GrowVocab
     from passes.widen import Widen
     from passes.widen_hidden import WidenHidden
     from passes.widen_keys import WidenKeys
     from passes.widen_values import WidenValues
 
-__all__ = ["TABLE", "AddHeads", "AddKvHeads", "Deepen", "Widen", "WidenHidden", "WidenKeys", "WidenValues"]
+__all__ = ["TABLE", "AddHeads", "AddKvHeads", "Deepen", "GrowVocab", "Widen", "WidenHidden", "WidenKeys", "WidenValues"]
 
 
 def __getattr__(name: str) -> Any:

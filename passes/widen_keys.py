@@ -39,4 +39,4 @@ class WidenKeys(Growth):
     )
 
     def grow(self, rewriter: Rewriter, grown: dict[Atom, int]) -> None:
-        rewriter.grow(grown, self.init, rescale=self.scale == "weights", strategies=self.strategies)
+        rewriter.grow(grown, self.init, self.scale == "weights", self.strategies, self.extends)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from graphgrow.certificate import Certificate
 from graphgrow.errors import Refusal
 from graphgrow.pipeline import Pass, Pipeline, parse_pass
 from graphgrow.program import Program
-from passes import AddHeads, Deepen, WidenHidden, WidenKeys
+from graphgrow.tracing import trace
+from graphgrow.verify import check
+from passes import AddHeads, Deepen, GrowVocab, WidenHidden, WidenKeys
 from tests.programs import traced
 
 torch.set_num_threads(1)
@@ -120,6 +123,60 @@ def test_all_axes_one_after_the_other(model: str) -> None:
 def test_odd_sizes(spec: str) -> None:
     one: Pass = parse_pass(spec)
     certified(one(traced("nanogpt")))
+
+
+def test_more_tokens_stand_beside_the_old_ones() -> None:
+    """New rows of the table and of the head are free; what the program takes and gives for old tokens stays; and new
+    tokens are tokens."""
+    old = traced("llama")
+    new = GrowVocab(to=110)(old)
+    found = certified(new)
+    assert found.proof and not found.proof.constraints and found.extended == tuple(old.graph.output_names)
+    assert found.scope.startswith("exact on the old units of linear")
+    mask = torch.ones(2, 6, dtype=torch.long)
+    inputs = {"input_ids": torch.randint(0, 101, (2, 6)), "attention_mask": mask}
+    before, after = (program.module().eval()(**inputs).logits for program in (old, new))
+    assert before.shape[-1] == 101 and after.shape[-1] == 110
+    torch.testing.assert_close(after[..., :101], before)
+    assert new.module().eval()(torch.full((2, 6), 109), mask).logits.isfinite().all()
+
+
+def test_an_old_row_that_changes_with_the_vocabulary_is_found() -> None:
+    old = traced("llama")
+    new = GrowVocab(to=110)(old)
+    lie = new.tensors["lm_head.weight"].detach().clone()
+    lie[100] += 1e-6
+    found = check(old, new.replace(tensors={**new.tensors, "lm_head.weight": lie}))
+    assert not found.holds and found.proof and "lm_head.weight" in found.proof.why
+
+
+class _Normalised(nn.Module):
+    """Probabilities inside the program: new classes would take from the old ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(20, 8), nn.Linear(8, 20)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table(tokens)).softmax(-1)
+
+
+def test_a_normalised_output_does_not_grow() -> None:
+    program = trace(_Normalised(), {"tokens": torch.randint(0, 20, (2, 5))})
+    found = certified(GrowVocab(to=24)(program))
+    assert [row.axis for row in found.growth] == ["vocab@table"] and not found.extended
+    assert len(found.notes) == 1 and "softmax" in found.notes[0]
+    with pytest.raises(Refusal, match="softmax"):
+        GrowVocab(axis="vocab@head", to=24)(program)
+
+
+def test_what_an_output_shows_grows_where_asked() -> None:
+    """T5 gives the encoder's states: its hidden size grows beside them, or not at all."""
+    program = traced("t5")
+    with pytest.raises(Refusal, match="seen in the output"):
+        WidenHidden(factor=1.5)(program)
+    found = certified(WidenHidden(factor=1.5, outputs="extend")(program))
+    assert len(found.extended) == 1 and found.growth[0].new == 72
 
 
 def test_there_are_no_groups() -> None:

@@ -62,9 +62,12 @@ class Derivation:
 class Prover:
     """Facts about one graph under one growth: create it once, then `derive`."""
 
-    def __init__(self, axes: Axes, grown: Mapping[Atom, Dim], fixed: Set[str] = frozenset()) -> None:
-        """`fixed` names tensors that do not learn: they are set free before others."""
-        self.axes, self.graph, self.fixed = axes, axes.graph, fixed
+    def __init__(
+        self, axes: Axes, grown: Mapping[Atom, Dim], fixed: Set[str] = frozenset(), extend_outputs: bool = False
+    ) -> None:
+        """`fixed` names tensors that do not learn: they are set free before others. `extend_outputs` lets outputs have
+        new units beside the old ones, which must be the same."""
+        self.axes, self.graph, self.fixed, self.extend_outputs = axes, axes.graph, fixed, extend_outputs
         self.layout = Layout(grown)
         self.values: dict[str, Value] = {}
         self.context = Context(axes, self.layout, self.values)
@@ -179,11 +182,16 @@ class Prover:
             if node.name in self.touched:
                 return f"the axis is seen in the input {node.name}"
         for name in self.graph.output_names:
-            if name in self.touched:
+            if name in self.touched and not (self.extend_outputs and self._fixed_size(name)):
                 return f"the axis is seen in the output {name}"
-            if not _is_same(self.values[name]):
+            if self.old_facts(name) != {SAME}:
                 return f"the output {name} is {_text(self.values[name])}"
         return ""
+
+    def _fixed_size(self, name: str) -> bool:
+        """Whether the grown dimensions of a node have no part whose size depends on the input."""
+        terms = self.axes.terms[name]
+        return all(isinstance(term.size, int) for term in terms if self.layout.touches(term))
 
     def explain(self, name: str) -> str:
         """What happens at the node that loses old values."""
@@ -238,7 +246,7 @@ class Prover:
         undo = {node.name: self.values[node.name]}
         self.values[node.name] = cells
         for user in self.carry([node.name], undo):
-            if self.lost(user) or (user in self.outputs and not _is_same(self.values[user])):
+            if self.lost(user) or (user in self.outputs and self.old_facts(user) != {SAME}):
                 undefined = UNDEFINED in self.old_facts(user)
                 self.values.update(undo)
                 found = self.graph[user]
@@ -281,7 +289,7 @@ class Prover:
             self.step(node)
             if node.op != "parameter":
                 self._heal(node, found, scaled_by)
-        for name in (name for name in self.graph.output_names if name in self.touched):
+        for name in () if self.extend_outputs else self.graph.output_names:
             for atom in self._grown_in(name):
                 found.setdefault(atom, f"it is seen in the output {name}")
         for node in self.graph.inputs:

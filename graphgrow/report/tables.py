@@ -32,7 +32,7 @@ def program_table(program: Program, cost: Cost) -> RenderableType:
         ("inputs", "\n".join(f"{name}: {kind}" for name, kind in inputs(program).items()) or "none"),
         ("axes", f"{len(program.axes.named)}, of the roles {_roles(program.axes)}"),
     ]
-    return pairs([*rows, *(("journal", f"{c.spec}: {c.claim.lower()}, {c.evidence}") for c in program.journal)])
+    return pairs([*rows, *(("journal", f"{c.spec}: {c.scope}") for c in program.journal)])
 
 
 def _roles(axes: Axes) -> str:
@@ -102,7 +102,7 @@ def difference_table(found: Difference) -> RenderableType:
 
 def certificate_table(certificate: Certificate, growth: bool = True) -> RenderableType:
     """What is claimed, and by what evidence."""
-    rows: list[tuple[str, RenderableType]] = [("claim", f"{certificate.claim.lower()}, {certificate.evidence}")]
+    rows: list[tuple[str, RenderableType]] = [("claim", certificate.scope)]
     if growth and certificate.growth:
         rows.append(("axes", growth_table(certificate.growth)))
     if certificate.proof:

@@ -28,15 +28,18 @@ class Rewriter:
         self.edits: list[str] = []
         self.notes: list[str] = []
 
-    def obstacles(self, sizes: Mapping[Atom, int]) -> dict[Atom, str]:
+    def obstacles(self, sizes: Mapping[Atom, int], extend_outputs: bool = False) -> dict[Atom, str]:
         """Which of these axes can't grow together without changing the function, each with the reason."""
         frozen = {atom: self.program.axes.frozen[atom][0] for atom in sizes if atom in self.program.axes.frozen}
         free = {atom: size for atom, size in sizes.items() if atom not in frozen}
-        return frozen | Prover(self.program.axes, free, self.program.fixed).obstacles()
+        return frozen | Prover(self.program.axes, free, self.program.fixed, extend_outputs).obstacles()
 
-    def why_not(self, sizes: Mapping[Atom, int], strategies: Sequence[Strategy] | None = None) -> str:
+    def why_not(
+        self, sizes: Mapping[Atom, int], strategies: Sequence[Strategy] | None = None, extend_outputs: bool = False
+    ) -> str:
         """Why these axes can't grow together without changing the function. Empty when they can."""
-        found = Prover(self.program.axes, dict(sizes), self.program.fixed).derive(strategies=strategies)
+        prover = Prover(self.program.axes, dict(sizes), self.program.fixed, extend_outputs)
+        found = prover.derive(strategies=strategies)
         return "" if found.holds else found.why
 
     def leave(self, axis: str, reason: str) -> None:
@@ -49,10 +52,12 @@ class Rewriter:
         init: Init = "scaled",
         rescale: bool = False,
         strategies: Sequence[Strategy] | None = None,
+        extend_outputs: bool = False,
     ) -> Derivation:
         """Give axes more units so that the function stays: what new blocks must hold is derived on the graph. With
         `rescale`, numbers that were computed from a size follow it (attention's 1/sqrt(d)), and weights make up for it.
-        `strategies` are the ways to keep the function that may be taken (default: all).
+        `strategies` are the ways to keep the function that may be taken (default: all). With `extend_outputs` outputs
+        may have new units beside the old ones, which stay.
 
         Raises Refusal for frozen axes, and where no assignment of the new blocks keeps the function.
         """
@@ -60,12 +65,13 @@ class Rewriter:
         for atom in sizes:
             refuse_frozen(axes, atom)
         numbers = from_sizes(axes, sizes) if rescale else None
-        derivation = Prover(axes, dict(sizes), self.program.fixed).derive(numbers=numbers, strategies=strategies)
+        prover = Prover(axes, dict(sizes), self.program.fixed, extend_outputs)
+        derivation = prover.derive(numbers=numbers, strategies=strategies)
         if not derivation.holds:
             raise Refusal(
                 found=f"{_names(axes, sizes)} can't grow without changing the function: {derivation.why}",
                 where="the proof on this graph",
-                fix="choose other axes: `graphgrow axes` lists them",
+                fix="choose other axes: `graphgrow axes` lists them; outputs=extend grows what outputs show, too",
             )
         found = derivation.assignment
         numbers = {place: literal(self.program, place) * factor for place, factor in found.numbers.items()}

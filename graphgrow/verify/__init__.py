@@ -9,6 +9,7 @@ from importlib.metadata import version
 from graphgrow.certificate import Certificate, Claim, Growth, Move, Proof, Test
 from graphgrow.errors import CheckFailed, OptionError, Refusal
 from graphgrow.program import Program
+from graphgrow.rewrite import Resizing
 from graphgrow.verify.align import Alignment, align
 from graphgrow.verify.depth import dead_layers, prove_depth, shallower, test_depth
 from graphgrow.verify.equivalence import FULL_SIZE, Pair, shrunk, test
@@ -49,6 +50,7 @@ def _compare(old: Program, new: Program, seed: int) -> _Finding:
         found = _alone(found, changed(old, new, alignment) or broken(old, alignment))
     gone = moves(old, new, alignment, proved.read)
     certificate = _certificate(old, new, _growth(old, alignment), proved.proof, found, gone)
+    certificate = certificate.model_copy(update={"extended": _extended(old, alignment)})
     return _Finding(certificate, lambda: _dead(old, new, alignment, proved, seed) if weighed else [])
 
 
@@ -87,6 +89,7 @@ def _both(old: Program, middle: Program, new: Program, seed: int) -> _Finding:
         )
     growth = tuple(row for one in parts for row in one.growth)
     certificate = _certificate(old, new, growth, proof, tested, ())
+    certificate = certificate.model_copy(update={"extended": wide.certificate.extended})
     return _Finding(certificate, lambda: [*wide.dead(), *deep.dead()])
 
 
@@ -131,6 +134,12 @@ def _growth(old: Program, alignment: Alignment) -> tuple[Growth, ...]:
         Growth(axis=names.get(atom, str(atom)), old=int(str(atom.size)), new=size)
         for atom, size in alignment.sizes.items()
     )
+
+
+def _extended(old: Program, alignment: Alignment) -> tuple[str, ...]:
+    """The outputs that have new units."""
+    terms = {name: old.axes.terms[name] for name in dict.fromkeys(old.graph.output_names)}
+    return tuple(name for name, found in terms.items() if Resizing(alignment.sizes).touches(found))
 
 
 def _dead(old: Program, new: Program, alignment: Alignment, proved: Proved, seed: int) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -21,12 +22,12 @@ from graphgrow.certificate import Test, Trial
 from graphgrow.graph import Graph
 from graphgrow.module import lower
 from graphgrow.program import Program
-from graphgrow.prove import POSITIVE, SAME, Assignment, Number, Prover, free, kind, scale
+from graphgrow.prove import POSITIVE, SAME, Assignment, Number, free, kind, scale
 from graphgrow.prove.propose import chosen, propose
 from graphgrow.rewrite import Resizing, literal, resize_graph
 from graphgrow.rewrite.blocks import Fill, Place, fill_normal, grown
 from graphgrow.verify.align import Alignment, align
-from graphgrow.verify.proof import Proved
+from graphgrow.verify.proof import Proved, prover_of
 from graphgrow.verify.reduce import reduced
 
 TOLERANCE = 1e-6
@@ -56,6 +57,17 @@ class Pair:
             found.setdefault(block.parameter, {})[block.cell] = fact
         return found
 
+    def old_units(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Of the new program's outputs what the old one has."""
+        found: list[Tensor] = []
+        for name, output in zip(self.old.graph.output_names, outputs, strict=True):
+            for dim, term in enumerate(self.old.axes.terms[name]):
+                if self.resizing.touches([term]):
+                    kept = np.flatnonzero(self.resizing.source(term) >= 0)
+                    output = output.index_select(dim, torch.as_tensor(kept))
+            found.append(output)
+        return found
+
     @property
     def inexact(self) -> bool:
         """Whether what blocks hold was computed, so that storing it rounds."""
@@ -76,9 +88,7 @@ def shrunk(pair: Pair, proved: Proved) -> Pair:
     alignment = align(old, new)
     if not proved.proof.holds:
         return Pair(old, new, alignment)
-    proposal, _ = propose(
-        Prover(old.axes, dict(alignment.sizes), old.fixed), proved.strategy, chosen(old.graph, alignment.factors)
-    )
+    proposal, _ = propose(prover_of(old, alignment), proved.strategy, chosen(old.graph, alignment.factors))
     blocks = {
         block: fact if free(fact) else proposal.blocks.get(block, fact)
         for block, fact in proved.assignment.blocks.items()
@@ -216,7 +226,8 @@ class Runner:
         with torch.set_grad_enabled(bool(watched)):
             tables = {name: self._table(name, leaf) for name, leaf in leaves.items()}
             result = torch.func.functional_call(self.module, tables, kwargs=given)
-            outputs = [_real(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+            outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+            outputs = [_real(leaf) for leaf in (self.pair.old_units(outputs) if self.pair else outputs)]
         found: dict[str, Tensor] = {}
         total = combined(outputs)
         if watched and total.requires_grad:  # an argmax has no gradient

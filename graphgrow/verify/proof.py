@@ -38,7 +38,7 @@ def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
     """Whether every output of `new` equals that of `old` whatever the free blocks hold."""
     if not alignment.grows:
         return Proved(Proof(holds=False, why="axes became smaller: nothing is promised"))
-    prover = Prover(old.axes, dict(alignment.sizes), old.fixed)
+    prover = prover_of(old, alignment)
     reader = Reader(old, new, alignment)
     failures: list[str] = []
     for strategy in STRATEGIES:
@@ -56,6 +56,11 @@ def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
             return Proved(proof, found.assignment, strategy, read)
         failures.append(found.why)
     return Proved(Proof(holds=False, why=failures[0]))
+
+
+def prover_of(old: Program, alignment: Alignment) -> Prover:
+    """The prover of a growth. Outputs may have new units: the certificate says which."""
+    return Prover(old.axes, dict(alignment.sizes), old.fixed, extend_outputs=True)
 
 
 def _rescaled(old: Program, alignment: Alignment) -> tuple[Rescaled, ...]:
@@ -94,13 +99,13 @@ def _fill(block: Block, fact: int) -> Fill:
 
 def changed(old: Program, new: Program, alignment: Alignment) -> str:
     """The first tensor of `new` that is no growth of the old one, as text; empty when all are."""
-    facts = Reader(old, new, alignment).facts(Prover(old.axes, dict(alignment.sizes), old.fixed), Assignment())
+    facts = Reader(old, new, alignment).facts(prover_of(old, alignment), Assignment())
     return facts if isinstance(facts, str) else ""
 
 
 def broken(old: Program, alignment: Alignment) -> str:
     """Whether other new values would have been a proof, as text: then a constraint is broken. Empty when none would."""
-    provable = alignment.grows and Prover(old.axes, dict(alignment.sizes), old.fixed).derive().holds
+    provable = alignment.grows and prover_of(old, alignment).derive().holds
     return "new values are not zero where this growth needs them to be" if provable else ""
 
 
