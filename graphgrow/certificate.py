@@ -24,12 +24,15 @@ class Constraint(_Value):
     fill: Fill
     text: str = ""  # the same with its factor: "0.816497 times the same"
     reason: str = ""  # the operator that needs it
+    removed: bool = False  # of units that the old program had
 
     @property
     def block(self) -> str:
         """Where in the parameter, for people."""
         if self.dim == WHOLE:
             return "all"
+        if self.removed:
+            return f"the removed units of dimension {self.dim}" if self.dim >= 0 else "the others"
         return f"the new units of dimension {self.dim}" if self.dim >= 0 else "the old units"
 
     def __str__(self) -> str:
@@ -107,6 +110,19 @@ class Test(_Value):
         return max(self.trials, key=lambda trial: max(trial.output64, trial.gradient64), default=None)
 
 
+class Measured(_Value):
+    """How much outputs have changed, in the type of the weights, over all floating outputs: the norm of the difference
+    over the norm of the old ones, and the largest difference over the largest old value."""
+
+    norm: float
+    largest: float
+    inputs: str  # on what: "3 random inputs"
+
+    def __str__(self) -> str:
+        most = f"at most {self.largest:.2g} of the largest value"
+        return f"outputs change by {self.norm:.2g} of their norm, {most}, on {self.inputs}"
+
+
 class Run(_Value):
     """Positions along one dimension: `length` from `to` on come from those from `start` on."""
 
@@ -130,7 +146,7 @@ class Move(_Value):
 
 
 class Certificate(_Value):
-    """What one pass did to a program, what it claims, and the evidence.
+    """What one pass did to a program, what it claims, and the evidence: proved, tested or measured.
 
     `claim` is `Exact` (same outputs for every input, in real arithmetic), `Within` or `Changes`.
     """
@@ -142,6 +158,7 @@ class Certificate(_Value):
     growth: tuple[Growth, ...] = ()
     proof: Proof | None = None
     test: Test | None = None
+    measured: Measured | None = None  # where the function is another one
     extended: tuple[str, ...] = ()  # outputs that have new units: what is claimed of them is claimed of the old ones
     moves: tuple[Move, ...] = ()  # of parameters that have another name, shape or factor than before
     notes: tuple[str, ...] = ()  # what the pass left alone, and why
@@ -149,15 +166,19 @@ class Certificate(_Value):
 
     @property
     def holds(self) -> bool:
-        """Whether the claim is proved or tested, and nothing speaks against it."""
+        """Whether the claim is proved or tested, and nothing speaks against it; or, where none is made, how much
+        changes is measured."""
+        if self.claim == "Changes":
+            return self.measured is not None
         found = [evidence.holds for evidence in (self.proof, self.test) if evidence is not None]
         return any(found) and (self.test is None or self.test.holds)
 
     @property
     def evidence(self) -> str:
-        """The three words: `proved`, `tested`, `measured`, as far as they are true."""
+        """The three words, as far as they are true."""
         words = ["proved"] if self.proof and self.proof.holds else []
         words += ["tested"] if self.test and self.test.holds else []
+        words += ["measured"] if self.measured else []
         return " and ".join(words) or "nothing"
 
     @property
@@ -175,4 +196,6 @@ class Certificate(_Value):
         lines += [f"  note: {note}" for note in self.notes]
         if self.test:
             lines.append(f"  test: {self.test.why}")
+        if self.measured:
+            lines.append(f"  measured: {self.measured}")
         return "\n".join(lines)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -22,7 +23,7 @@ from graphgrow.axes.names import Named
 from graphgrow.certificate import Claim
 from graphgrow.errors import OptionError, located
 from graphgrow.program import Program
-from graphgrow.rewrite import Rewriter
+from graphgrow.rewrite import Data, Rewriter
 from graphgrow.verify import certify
 
 GROUP = "graphgrow.passes"
@@ -56,13 +57,14 @@ class Pass(ABC):
     def rewrite(self, rewriter: Rewriter) -> None:
         """Ask the rewriter for edits. Raises Refusal where the pass can't hold what it claims."""
 
-    def __call__(self, program: Program) -> Program:
-        """The rewritten program, with a certificate; `program` stays what it was. Raises Refusal or CheckFailed."""
-        rewriter = Rewriter(program, self.seed)
+    def __call__(self, program: Program, data: Data = ()) -> Program:
+        """The rewritten program, with a certificate; `program` stays what it was. `data` are batches of inputs by name,
+        for passes that look at activations and for what is measured. Raises Refusal or CheckFailed."""
+        rewriter = Rewriter(program, self.seed, data)
         with located(self.spec):
             self.rewrite(rewriter)
         new = rewriter.program
-        certificate = certify(program, new, spec=self.spec, claim=self.claim, seed=self.seed)
+        certificate = certify(program, new, spec=self.spec, claim=self.claim, seed=self.seed, data=data)
         certificate = certificate.model_copy(update={"notes": tuple(rewriter.notes)})
         return new.replace(journal=(*program.journal, certificate))
 
@@ -236,17 +238,15 @@ class Pipeline:
         """From specs; `seed` is given to every pass whose spec has none."""
         return cls(tuple(parse_pass(spec, seed) for spec in specs))
 
-    def steps(self, program: Program) -> Iterator[Program]:
+    def steps(self, program: Program, data: Data = ()) -> Iterator[Program]:
         """The program after each pass."""
         for one in self.passes:
-            program = one(program)
+            program = one(program, data)
             yield program
 
-    def __call__(self, program: Program) -> Program:
+    def __call__(self, program: Program, data: Data = ()) -> Program:
         """The program after all passes. Raises what a pass raises."""
-        for one in self.passes:
-            program = one(program)
-        return program
+        return deque((program, *self.steps(program, data)), maxlen=1)[0]
 
 
 def select(axes: Axes, pattern: str, owner: str) -> Sequence[Named]:

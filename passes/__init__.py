@@ -7,6 +7,8 @@ TABLE = {
     "add-kv-heads": "passes.add_kv_heads:AddKvHeads",
     "deepen": "passes.deepen:Deepen",
     "grow-vocab": "passes.grow_vocab:GrowVocab",
+    "prune-axis": "passes.prune_axis:PruneAxis",
+    "undo": "passes.undo:Undo",
     "widen": "passes.widen:Widen",
     "widen-hidden": "passes.widen_hidden:WidenHidden",
     "widen-keys": "passes.widen_keys:WidenKeys",
@@ -18,12 +20,17 @@ if TYPE_CHECKING:
     from passes.add_kv_heads import AddKvHeads
     from passes.deepen import Deepen
     from passes.grow_vocab import GrowVocab
+    from passes.prune_axis import PruneAxis
+    from passes.undo import Undo
     from passes.widen import Widen
     from passes.widen_hidden import WidenHidden
     from passes.widen_keys import WidenKeys
     from passes.widen_values import WidenValues
 
-__all__ = ["TABLE", "AddHeads", "AddKvHeads", "Deepen", "GrowVocab", "Widen", "WidenHidden", "WidenKeys", "WidenValues"]
+__all__ = [
+    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "GrowVocab", "PruneAxis", "Undo", "Widen", "WidenHidden", "WidenKeys",
+    "WidenValues",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from graphgrow.program import Program
 from graphgrow.report.cost import Cost, cost
-from graphgrow.verify.proof import same
+from graphgrow.rewrite.reading import same
 
 T = TypeVar("T")
 

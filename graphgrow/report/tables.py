@@ -110,6 +110,8 @@ def certificate_table(certificate: Certificate, growth: bool = True) -> Renderab
         rows += _constraints(certificate.proof)
     if certificate.test:
         rows.append(("test", _test(certificate.test)))
+    if certificate.measured:
+        rows.append(("measured", str(certificate.measured)))
     rows += [("note", note) for note in certificate.notes]
     seed = f"seed {certificate.test.seed}, " if certificate.test else ""
     rows.append(("made", f"{seed}{certificate.old[:12]} -> {certificate.new[:12]}, graphgrow {certificate.version}"))

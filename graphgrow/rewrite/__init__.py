@@ -2,7 +2,7 @@
 
 from graphgrow.rewrite.depth import Place, planned
 from graphgrow.rewrite.resize import Fills, Init, literal, resize, resize_graph
-from graphgrow.rewrite.rewriter import Rewriter
+from graphgrow.rewrite.rewriter import Data, Rewriter
 from graphgrow.rewrite.units import Resizing
 
-__all__ = ["Fills", "Init", "Place", "Resizing", "Rewriter", "literal", "planned", "resize", "resize_graph"]
+__all__ = ["Data", "Fills", "Init", "Place", "Resizing", "Rewriter", "literal", "planned", "resize", "resize_graph"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from graphgrow import ops
+from graphgrow.errors import Refusal
 from graphgrow.graph import Argument, Graph, Node, Record, Ref, Structure
 from graphgrow.layers import Stack
 from graphgrow.program import Program
@@ -80,30 +81,19 @@ class _Deepening:
     # Names
 
     @cached_property
-    def _tensors(self) -> list[dict[str, None]]:
-        """What each layer owns: what it alone reads, and by their names the counters and unread buffers it has."""
-        owned = [dict.fromkeys(layer.tensors) for layer in self.stack.layers]
-        read = {str(node.args[0]): self.old.graph.users[node.name] for node in self.old.graph.parameters.values()}
-        for name in self.old.tensors:
-            layer = self._layer(name)
-            if layer is not None and all(ops.kind(user.op) == "counter" for user in read.get(name, ())):
-                owned[layer].setdefault(name)
-        return owned
+    def members(self) -> _Members:
+        return _Members(self.old, self.stack)
 
-    def _layer(self, path: str) -> int | None:
-        """The layer that a path names, by the number in it."""
-        found = self.stack.split(path)
-        if found is None:
-            return None
-        layer = (found[1] - self.stack.first) // self.stack.step
-        return layer if 0 <= layer < len(self.stack.layers) else None
+    @property
+    def _tensors(self) -> list[dict[str, None]]:
+        return self.members.tensors
 
     def renamed(self, path: str) -> str:
         """A tensor or module of the old program in the new one."""
         found = self.stack.split(path)
         if found is None or found[1] < self.stack.first:
             return path
-        layer = self._layer(path)
+        layer = self.members.layer(path)
         if layer is None:
             return self._counted(path, len(self.plan) - len(self.stack.layers))
         if layer == 0 and path in self.old.tensors and path not in self._tensors[0]:
@@ -169,7 +159,7 @@ class _Deepening:
                 after[layer.start] = stream
                 stream, anchor = layer.end, graph.order[layer.end]
                 continue
-            names = {name: _fresh(name, position, used) for name in self._nodes(place.source)}
+            names = {name: _fresh(name, position, used) for name in self.members.nodes(place.source)}
             read = {**names, layer.start: stream}
             for index, name in enumerate(names):
                 node = _rewired(graph[name], read)
@@ -195,11 +185,80 @@ class _Deepening:
         outputs = _repacked(graph.outputs, later)
         return Graph(tuple(_sorted(rows)), outputs, graph.symbols)
 
-    def _nodes(self, layer: int) -> Sequence[str]:
+
+def drop(program: Program, stack: Stack, gone: Set[int]) -> Program:
+    """The program without some layers of a stack; those after them count down. Nodes keep their names.
+
+    Raises Refusal where what stays reads something of theirs."""
+    graph, members = program.graph, _Members(program, stack)
+    owned = {name for layer in gone for name in members.tensors[layer]}
+    nodes = {name for layer in gone for name in members.nodes(layer)}
+    stream = dict[str, str]()
+    for layer in sorted(gone):
+        start = stack.layers[layer].start
+        stream[stack.layers[layer].end] = stream.get(start, start)
+    names = {name: _recounted(stack, name, gone) for name in program.tensors if name not in owned}
+    kept: list[Node] = []
+    for node in (_rewired(node, stream) for node in graph.nodes if node.name not in nodes):
+        if lost := next((name for name in node.operands() if name in nodes), None):
+            raise Refusal(
+                found=f"{node.name}, which reads {lost} of a layer that is to go",
+                where=node.source or node.name,
+                fix="drop other layers",
+            )
+        args = (names[str(node.args[0])],) if node.op == "parameter" else node.args
+        kept.append(replace(node, args=args, scope=_recounted(stack, node.scope, gone)))
+    aliases = {name: owner for name, owner in program.aliases.items() if owner not in owned}
+    return program.replace(
+        graph=Graph(tuple(kept), _repacked(graph.outputs, stream), graph.symbols),
+        tensors={name: program.tensors[old] for old, name in names.items()},
+        kinds={name: program.kinds[old] for old, name in names.items()},
+        aliases={_recounted(stack, name, gone): names[owner] for name, owner in aliases.items()},
+    )
+
+
+def _recounted(stack: Stack, path: str, gone: Set[int]) -> str:
+    """What a tensor or module is called when layers before it are gone."""
+    found = stack.split(path)
+    if found is None:
+        return path
+    prefix, number, rest = found
+    less = sum(one < (number - stack.first) // stack.step for one in gone)
+    return ".".join(part for part in (prefix, str(number - less * stack.step), rest) if part)
+
+
+@dataclass(frozen=True)
+class _Members:
+    """What belongs to the layers of a stack."""
+
+    program: Program
+    stack: Stack
+
+    @cached_property
+    def tensors(self) -> list[dict[str, None]]:
+        """What each layer owns: what it alone reads, and by their names the counters and unread buffers it has."""
+        graph = self.program.graph
+        owned = [dict.fromkeys(layer.tensors) for layer in self.stack.layers]
+        read = {str(node.args[0]): graph.users[node.name] for node in graph.parameters.values()}
+        for name in self.program.tensors:
+            layer = self.layer(name)
+            if layer is not None and all(ops.kind(user.op) == "counter" for user in read.get(name, ())):
+                owned[layer].setdefault(name)
+        return owned
+
+    def layer(self, path: str) -> int | None:
+        """The layer that a path names, by the number in it."""
+        found = self.stack.split(path)
+        if found is None:
+            return None
+        layer = (found[1] - self.stack.first) // self.stack.step
+        return layer if 0 <= layer < len(self.stack.layers) else None
+
+    def nodes(self, layer: int) -> Sequence[str]:
         """The nodes of a layer with those that count its batches, in execution order."""
-        graph = self.old.graph
+        graph = self.program.graph
         found = set(self.stack.layers[layer].nodes)
-        for name in self._tensors[layer]:
+        for name in self.tensors[layer]:
             node = graph.parameters.get(name)
             if node is not None and node.name not in found:
                 found.update((node.name, *(user.name for user in graph.users[node.name])))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+
+from torch import Tensor
 
 from graphgrow.axes import Atom, Axes
 from graphgrow.errors import Refusal
@@ -12,19 +14,23 @@ from graphgrow.program import Program
 from graphgrow.prove import Derivation, Prover
 from graphgrow.prove.engine import Strategy
 from graphgrow.prove.silence import silenced
-from graphgrow.rewrite.depth import Copied, Place, deepen
+from graphgrow.rewrite.depth import Copied, Place, deepen, drop
 from graphgrow.rewrite.numbers import from_sizes
+from graphgrow.rewrite.prune import pruned, reordered, scaled_back
 from graphgrow.rewrite.resize import Fills, Init, literal, refuse_frozen, resize
 from graphgrow.rewrite.units import Resizing
 from graphgrow.sizes import total
+
+Data = Sequence[Mapping[str, Tensor]]
 
 
 class Rewriter:
     """Edits a copy-on-write view of one program; `program` is the result so far, `edits` what was done,
     `notes` what a reader of the certificate should know."""
 
-    def __init__(self, program: Program, seed: int = 0) -> None:
-        self.program, self.seed = program, seed
+    def __init__(self, program: Program, seed: int = 0, data: Data = ()) -> None:
+        """`data`: batches of inputs by name, for passes that look at activations."""
+        self.program, self.seed, self.data = program, seed, data
         self.edits: list[str] = []
         self.notes: list[str] = []
 
@@ -90,6 +96,38 @@ class Rewriter:
             silent |= silenced(self.program.graph, stack.layers[source], learned)
         self.program = deepen(self.program, stack, plan, silent, init, self.seed)
         self.edits.append(f"deepen {stack.name}: {len(stack.layers)} -> {len(plan)}")
+
+    def drop(self, stack: Stack, layers: Set[int]) -> None:
+        """Take layers (by their positions) out of a stack. Promises nothing of the function.
+
+        Raises Refusal where what stays needs something of them."""
+        self.program = drop(self.program, stack, layers)
+        self.edits.append(f"drop from {stack.name}: {len(stack.layers)} -> {len(stack.layers) - len(layers)}")
+
+    def prune(self, kept: Mapping[Atom, Sequence[int]], rescaled: Set[str] = frozenset()) -> None:
+        """Keep only the units listed of each axis, in that order. Where those that go are dead, what the growth that
+        adds them would multiply (gains of norms) is divided, so that the function stays; `rescaled` names the nodes
+        whose numbers that growth took from its sizes. Promises nothing of the function otherwise.
+
+        Raises Refusal for frozen axes, and for ordered ones of which others than the last units would go.
+        """
+        axes, names = self.program.axes, {named.atom: named.name for named in self.program.axes.named}
+        for atom, units in kept.items():
+            refuse_frozen(axes, atom)
+            if atom in axes.ordered and list(units) != list(range(len(units))):
+                raise Refusal(
+                    found=f"units of {names[atom]}, which are told apart by their position: {axes.ordered[atom][0]}",
+                    where="prune",
+                    fix="remove the last units only",
+                )
+        large, small = reordered(self.program, kept), pruned(self.program, kept)
+        twins = {named.atom.number: named.atom for named in small.axes.named}
+        sizes = {twins[atom.number]: int(str(atom.size)) for atom in kept}
+        if self.program.has_weights:
+            numbers = from_sizes(small.axes, sizes) if rescaled else {}
+            small = scaled_back(small, large, sizes, {place: f for place, f in numbers.items() if place[0] in rescaled})
+        self.program = small
+        self.edits += [f"prune {names[atom]}: {atom.size} -> {len(units)}" for atom, units in kept.items()]
 
     def shrink(self, kept: Mapping[Atom, Sequence[int]]) -> None:
         """Keep only the units listed of each axis. Promises nothing about the function."""

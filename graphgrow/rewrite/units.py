@@ -96,6 +96,21 @@ class Resizing:
         return size
 
 
+def units_of(term: Term, atom: Atom) -> Positions:
+    """For every position of the term the unit of the atom that it belongs to, or -1."""
+    if atom not in term.atoms:
+        return np.full(number(term), -1)
+    if isinstance(term, Atom):
+        return np.arange(number(term))
+    parts = [units_of(part, atom) for part in term.parts]
+    if isinstance(term, Sum):
+        return np.concatenate(parts)
+    result = np.full(1, -1)
+    for inner in parts:
+        result = np.maximum(result[:, None], inner[None, :]).reshape(-1)
+    return result
+
+
 def number(term: Term) -> int:
     """The size of a term in a parameter: always a number."""
     assert isinstance(term.size, int), term

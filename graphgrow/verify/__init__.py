@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+
+from torch import Tensor
 
 from graphgrow.certificate import Certificate, Claim, Growth, Move, Proof, Test
 from graphgrow.errors import CheckFailed, OptionError, Refusal
@@ -12,10 +14,11 @@ from graphgrow.program import Program
 from graphgrow.rewrite import Resizing
 from graphgrow.verify.align import Alignment, align
 from graphgrow.verify.depth import dead_layers, prove_depth, shallower, test_depth
-from graphgrow.verify.equivalence import FULL_SIZE, Pair, shrunk, test
+from graphgrow.verify.equivalence import FULL_SIZE, Pair, measure, shrunk, test
 from graphgrow.verify.gradients import dead_axes
-from graphgrow.verify.moves import moves, renamed
+from graphgrow.verify.moves import kept_moves, moves, renamed
 from graphgrow.verify.proof import Proved, broken, changed, prove
+from graphgrow.verify.prune import prove_pruned, test_pruned
 
 __all__ = ["certify", "check"]
 
@@ -41,9 +44,13 @@ def check(old: Program, new: Program, *, seed: int = 0) -> Certificate:
 
 def _compare(old: Program, new: Program, seed: int) -> _Finding:
     weighed = old.has_weights and new.has_weights
-    if len(old.graph.nodes) != len(new.graph.nodes):
+    if len(old.graph.nodes) > len(new.graph.nodes):
+        return _shallower(old, new, seed, weighed)
+    if len(old.graph.nodes) < len(new.graph.nodes):
         return _deepened(old, new, seed, weighed)
     alignment = align(old, new)
+    if alignment.shrinks:
+        return _pruned(old, new, alignment, seed, weighed)
     proved = prove(old, new, alignment)
     found = test(old, new, alignment, proved, seed) if weighed else None
     if found and not proved.proof.holds:
@@ -52,6 +59,15 @@ def _compare(old: Program, new: Program, seed: int) -> _Finding:
     certificate = _certificate(old, new, _growth(old, alignment), proved.proof, found, gone)
     certificate = certificate.model_copy(update={"extended": _extended(old, alignment)})
     return _Finding(certificate, lambda: _dead(old, new, alignment, proved, seed) if weighed else [])
+
+
+def _pruned(old: Program, new: Program, alignment: Alignment, seed: int, weighed: bool) -> _Finding:
+    """Fewer units: without a proof numbers say nothing, as random inputs need not read what is gone."""
+    found = prove_pruned(old, new, alignment)
+    tested = test_pruned(old, new, found, seed) if weighed and found.proof.holds else None
+    gone = tuple(kept_moves(old, new, found.kept, found.growth, found.proved.read))
+    certificate = _certificate(old, new, _growth(old, alignment), found.proof, tested, gone)
+    return _Finding(certificate.model_copy(update={"extended": _extended(old, alignment)}), list)
 
 
 def _deepened(old: Program, new: Program, seed: int, weighed: bool) -> _Finding:
@@ -63,6 +79,16 @@ def _deepened(old: Program, new: Program, seed: int, weighed: bool) -> _Finding:
     tested = test_depth(old, new, found, seed) if weighed and found.proof.holds else None
     certificate = _certificate(old, new, found.growth, found.proof, tested, renamed(old, new, found.new))
     return _Finding(certificate, lambda: dead_layers(old, new, found, seed) if weighed else [])
+
+
+def _shallower(old: Program, new: Program, seed: int, weighed: bool) -> _Finding:
+    """Fewer layers: those that went must have done nothing."""
+    found = prove_depth(new, old)
+    tested = test_depth(new, old, found, seed) if weighed and found.proof.holds else None
+    growth = tuple(Growth(axis=row.axis, old=row.new, new=row.old) for row in found.growth)
+    rows = tuple(row.model_copy(update={"removed": True}) for row in found.proof.constraints)
+    proof = found.proof.model_copy(update={"constraints": rows})
+    return _Finding(_certificate(old, new, growth, proof, tested, renamed(old, new, frozenset())), list)
 
 
 def _both(old: Program, middle: Program, new: Program, seed: int) -> _Finding:
@@ -110,12 +136,17 @@ def _alone(found: Test, changes: str) -> Test:
     return found.model_copy(update={"holds": False, "why": f"{doubt}; {found.why}"}) if doubt else found
 
 
-def certify(old: Program, new: Program, *, spec: str, claim: Claim, seed: int = 0) -> Certificate:
-    """The certificate of a pass. Raises CheckFailed where the claim does not hold, Refusal for a dead growth."""
+def certify(
+    old: Program, new: Program, *, spec: str, claim: Claim, seed: int = 0, data: Sequence[Mapping[str, Tensor]] = ()
+) -> Certificate:
+    """The certificate of a pass. What claims no more than `Changes` and turns out to be exact is called so; otherwise
+    the change is measured, on `data` where there is some. Raises CheckFailed where the claim does not hold, Refusal for
+    a dead growth."""
     finding = _compare(old, new, seed)
-    found = finding.certificate.model_copy(update={"spec": spec, "claim": claim})
-    if claim != "Exact":
-        return found
+    found = finding.certificate.model_copy(update={"spec": spec})
+    if claim == "Changes" and not found.holds:
+        measured = measure(old, new, data, seed) if old.has_weights and new.has_weights else None
+        return found.model_copy(update={"claim": claim, "measured": measured, "proof": None, "test": None})
     if not found.holds:
         reasons = [evidence.why for evidence in (found.proof, found.test) if evidence and not evidence.holds]
         raise CheckFailed(found=f"a rewrite that does not keep the function: {'; '.join(reasons)}", where=spec)

@@ -23,6 +23,11 @@ class Alignment:
     factors: dict[Number, float] = field(default_factory=dict[Number, float])  # by how much they were multiplied
 
     @property
+    def shrinks(self) -> bool:
+        """Whether axes have become smaller, and none larger."""
+        return bool(self.sizes) and all(size < int(str(atom.size)) for atom, size in self.sizes.items())
+
+    @property
     def grows(self) -> bool:
         return all(size > int(str(atom.size)) for atom, size in self.sizes.items())
 

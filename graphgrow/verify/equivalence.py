@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from graphgrow.certificate import Test, Trial
+from graphgrow.certificate import Measured, Test, Trial
 from graphgrow.graph import Graph
 from graphgrow.module import lower
 from graphgrow.program import Program
@@ -186,6 +186,35 @@ def trial(pair: Pair, old: Runners, new: Runners, sizes: Mapping[str, int], seed
         rounding32=rounding,
         tolerance64=_stored(pair.new.dtype, rounding) if stored else max(FLOOR, TOLERANCE * min(rounding, 1.0)),
     )
+
+
+def as_stored(old: Program, new: Program, seed: int) -> Trial:
+    """Outputs of two programs that may differ in rounding only, on one random input, as they are; no gradients."""
+    sizes = sizes_to_try(old)[0]
+    inputs = old.example(sizes, seed)
+    first, second = (runners(program, program.tensors) for program in (old, new))
+    left, right = ([run(inputs, gradients=False)[0] for run in pair] for pair in (first, second))
+    rounding = deviation(*left)
+    return Trial(
+        sizes=", ".join(f"{name}={size}" for name, size in sizes.items()), output64=deviation(left[0], right[0]),
+        output32=deviation(left[1], right[1]), gradient64=0.0, rounding32=rounding,
+        tolerance64=_stored(new.dtype, rounding),
+    )  # fmt: skip
+
+
+def measure(old: Program, new: Program, batches: Sequence[Mapping[str, Tensor]], seed: int) -> Measured:
+    """How much the outputs of two programs differ, on given inputs or else on random ones."""
+    given = batches or [old.example(sizes, seed + index) for index, sizes in enumerate(sizes_to_try(old))]
+    words = f"{len(batches)} batches of data" if batches else f"{len(given)} random inputs"
+    modules = [program.module(share=True).eval() for program in (old, new)]
+    difference = total = largest = top = 0.0
+    with torch.no_grad():
+        for inputs in given:
+            left, right = (pytree.tree_leaves(module(**inputs)) for module in modules)
+            for a, b in ((a.double(), b.double()) for a, b in zip(left, right, strict=True) if a.is_floating_point()):
+                difference, total = difference + float((a - b).square().sum()), total + float(a.square().sum())
+                largest, top = max(largest, float((a - b).abs().max())), max(top, float(a.abs().max()))
+    return Measured(norm=(difference / (total or 1.0)) ** 0.5, largest=largest / (top or 1.0), inputs=words)
 
 
 def _stored(dtype: str, rounding: float) -> float:

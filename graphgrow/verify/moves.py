@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from graphgrow.layers import stacks
 from graphgrow.program import Program
 from graphgrow.prove import SAME, Assignment, kind, multiple
 from graphgrow.rewrite import Resizing
+from graphgrow.rewrite.prune import Kept
 from graphgrow.sizes import number
 from graphgrow.verify.align import Alignment
 
@@ -24,16 +26,43 @@ def moves(old: Program, new: Program, alignment: Alignment, assignment: Assignme
     """What became of the parameters that have other shapes or values than before: every block that follows from an old
     one. New blocks that do not are in no move."""
     resizing = Resizing(alignment.sizes)
-    facts: dict[str, dict[Cell, int]] = {}
-    for block, fact in assignment.blocks.items():
-        facts.setdefault(block.parameter, {})[block.cell] = fact
+    facts = _by_parameter(assignment)
     found: list[Move] = []
     for name, terms in old.axes.parameters.items():
         known = facts.get(name, {})
-        learns = old.kinds[name].role == "parameter" and old.tensors[name].is_floating_point()
-        if learns and (resizing.touches(terms) or any(fact != SAME for fact in known.values())):
+        if _learns(old, name) and (resizing.touches(terms) or any(fact != SAME for fact in known.values())):
             found += _moved(name, terms, tuple(new.tensors[name].shape), resizing, known)
     return tuple(found)
+
+
+def kept_moves(old: Program, new: Program, kept: Kept, growth: Alignment, assignment: Assignment) -> Iterator[Move]:
+    """What became of parameters of which units went: what is left of each, and by how much it was divided to make the
+    old program a growth of the new one."""
+    before, after = Resizing({atom: len(units) for atom, units in kept.items()}, kept), Resizing(growth.sizes)
+    facts = _by_parameter(assignment)
+    for name, terms in old.axes.parameters.items():
+        known = facts.get(name, {})
+        if not _learns(old, name) or not (before.touches(terms) or any(fact != SAME for fact in known.values())):
+            continue
+        theirs = new.axes.parameters[name]
+        cells = [after.cells(after.layout, term)[after.source(term) >= 0] for term in theirs]
+        origins = [before.source(term) for term in terms]
+        for cell in dict.fromkeys(itertools.product(*(dict.fromkeys(found.tolist()) for found in cells))):
+            there = [np.flatnonzero(found == number) for found, number in zip(cells, cell, strict=True)]
+            runs = tuple(tuple(_runs(at, origin[at])) for at, origin in zip(there, origins, strict=True))
+            scale = 1 / multiple(known.get(cell, SAME)).scale
+            yield Move(old=name, new=name, shape=tuple(new.tensors[name].shape), scale=scale, runs=runs)
+
+
+def _learns(program: Program, name: str) -> bool:
+    return program.kinds[name].role == "parameter" and program.tensors[name].is_floating_point()
+
+
+def _by_parameter(assignment: Assignment) -> dict[str, dict[Cell, int]]:
+    facts: dict[str, dict[Cell, int]] = {}
+    for block, fact in assignment.blocks.items():
+        facts.setdefault(block.parameter, {})[block.cell] = fact
+    return facts
 
 
 def _moved(

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
-from graphgrow.axes import Axes, Term
+from graphgrow.axes import Axes
 from graphgrow.certificate import Constraint, Fill, Proof, Rescaled
 from graphgrow.program import Program
-from graphgrow.prove import ANY, POSITIVE, SAME, ZERO, Assignment, Block, Prover, free, kind, multiple, text
+from graphgrow.prove import ANY, SAME, Assignment, Block, Prover, kind, text
 from graphgrow.prove.engine import Strategy
-from graphgrow.prove.facts import ROUNDING
 from graphgrow.prove.propose import STRATEGIES, chosen, propose
-from graphgrow.rewrite import Resizing, literal
-from graphgrow.rewrite.blocks import derived, view_cells
+from graphgrow.rewrite import literal
+from graphgrow.rewrite.reading import Reader
 from graphgrow.verify.align import Alignment
 from graphgrow.verify.explain import growth_steps
-
-ULPS = 2  # a value that was multiplied is rounded once, its factor once
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,7 @@ def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
     if not alignment.grows:
         return Proved(Proof(holds=False, why="axes became smaller: nothing is promised"))
     prover = prover_of(old, alignment)
-    reader = Reader(old, new, alignment)
+    reader = Reader(old, new, alignment.sizes)
     failures: list[str] = []
     for strategy in STRATEGIES:
         proposal, _ = propose(prover, strategy, chosen(old.graph, alignment.factors))
@@ -99,7 +93,7 @@ def _fill(block: Block, fact: int) -> Fill:
 
 def changed(old: Program, new: Program, alignment: Alignment) -> str:
     """The first tensor of `new` that is no growth of the old one, as text; empty when all are."""
-    facts = Reader(old, new, alignment).facts(prover_of(old, alignment), Assignment())
+    facts = Reader(old, new, alignment.sizes).facts(prover_of(old, alignment), Assignment())
     return facts if isinstance(facts, str) else ""
 
 
@@ -107,107 +101,3 @@ def broken(old: Program, alignment: Alignment) -> str:
     """Whether other new values would have been a proof, as text: then a constraint is broken. Empty when none would."""
     provable = alignment.grows and prover_of(old, alignment).derive().holds
     return "new values are not zero where this growth needs them to be" if provable else ""
-
-
-class Reader:
-    """Reads what the blocks of a grown program hold."""
-
-    def __init__(self, old: Program, new: Program, alignment: Alignment) -> None:
-        self.old, self.new, self.resizing = old, new, Resizing(alignment.sizes)
-        self.known: dict[tuple[Block, int], bool] = {}
-
-    def facts(self, prover: Prover, proposal: Assignment) -> dict[Block, int] | str:
-        """For every block a fact that its values are, if they are what is proposed that; or, as text, the parameter
-        whose old block is not what it was, or whose new one holds what no number is (NaN, infinity)."""
-        without = [tensor.is_meta for tensor in (*self.old.tensors.values(), *self.new.tensors.values())]
-        if any(without):
-            return dict(proposal.blocks) if all(without) else "some tensors have no values: nothing can be said of them"
-        touched = {block.parameter for block in proposal.blocks}
-        found: dict[Block, int] = {}
-        for name, tensor in self.new.tensors.items():
-            before = self.old.tensors[name]
-            terms = self.old.axes.parameters.get(name, ())
-            if not self.resizing.touches(terms) and name not in touched:
-                if before is not tensor and not same(before, tensor):
-                    return f"{name} has other values than before"
-                continue
-            for block, views in self._blocks(name, terms):
-                fact = self._fact(block, views, proposal.blocks.get(block, SAME if not block.dims else ZERO))
-                if isinstance(fact, str):
-                    return fact
-                found[block] = fact
-        return found
-
-    def _blocks(self, name: str, terms: Sequence[Term]) -> Iterator[tuple[Block, list[tuple[Tensor, list[slice]]]]]:
-        for cell, dims, views in view_cells(self.new.tensors[name], terms, self.resizing, self.resizing.layout):
-            yield Block(name, cell, dims), views
-
-    def _fact(self, block: Block, views: Sequence[tuple[Tensor, list[slice]]], proposed: int) -> int | str:
-        if block.dims and not all(_finite(view) for view, _ in views):
-            return f"new values of {block.parameter} that are not finite"
-        if self._holds(block, views, proposed):
-            return proposed
-        if not block.dims:
-            if self._holds(block, views, SAME):
-                return SAME
-            return f"the old block of {block.parameter} has other values than before"
-        if self._holds(block, views, ZERO):
-            return ZERO
-        return POSITIVE if all(_positive(view) for view, _ in views) else ANY
-
-    def _holds(self, block: Block, views: Sequence[tuple[Tensor, list[slice]]], fact: int) -> bool:
-        key = (block, fact)
-        if key not in self.known:
-            self.known[key] = all(self._is(block, view, at, fact) for view, at in views)
-        return self.known[key]
-
-    def _is(self, block: Block, view: Tensor, at: list[slice], fact: int) -> bool:
-        if free(fact):
-            return False
-        if fact == ZERO:
-            return not bool(view.count_nonzero())
-        old = self.old.tensors[block.parameter]
-        terms = self.old.axes.parameters[block.parameter]
-        if not block.dims and fact == SAME:
-            return same(_old_part(old, terms, self.resizing, at), view)
-        expected = derived(old, terms, self.resizing, fact, at, block.dims)
-        if not view.is_floating_point():
-            return bool(torch.equal(expected.to(view.dtype), view))
-        allowed = expected.abs() + abs(multiple(fact).shift) + _size(old, fact)
-        error = (view.double() - expected.double()).abs()
-        unit = torch.finfo(view.dtype).eps + ROUNDING  # factors are known no better than this
-        return bool((error <= ULPS * unit * allowed.double()).all())
-
-
-def _size(old: Tensor, fact: int) -> float:
-    """How large the values are that a mean is made of: it is rounded by theirs."""
-    return float(old.abs().max()) if kind(fact) == "mean" and old.numel() else 0.0
-
-
-def _old_part(old: Tensor, terms: Sequence[Term], resizing: Resizing, at: Sequence[slice]) -> Tensor:
-    """The old units that stand at a place of the new tensor."""
-    for dim, (term, part) in enumerate(zip(terms, at, strict=True)):
-        positions = resizing.copied(term)[part]
-        old = old.narrow(dim, int(positions[0]), len(positions))
-    return old
-
-
-def same(left: Tensor, right: Tensor) -> bool:
-    """Equal bit for bit (NaN equals NaN)."""
-    return (
-        left.shape == right.shape
-        and left.dtype == right.dtype
-        and bool(torch.equal(left, right) or _equal_nan(left, right))
-    )
-
-
-def _equal_nan(left: Tensor, right: Tensor) -> bool:
-    return left.is_floating_point() and bool(((left == right) | (left.isnan() & right.isnan())).all())
-
-
-def _finite(view: Tensor) -> bool:
-    return not view.is_floating_point() or bool(view.isfinite().all())
-
-
-def _positive(view: Tensor) -> bool:
-    return view.is_floating_point() and bool((view > 0).all())

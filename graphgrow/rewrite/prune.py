@@ -1,0 +1,90 @@
+"""Fewer units of axes: those that are kept in their order, all others gone from every tensor and number.
+
+Taking dead units away is a growth read backwards: `scaled_back` finds what that growth had multiplied (gains of norms,
+eps, keys) and divides by it, if the units that went hold what the growth needs them to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from graphgrow.axes import Atom, Term
+from graphgrow.program import Program
+from graphgrow.prove import SAME, Assignment, Number, Prover, multiple
+from graphgrow.prove.propose import STRATEGIES, propose
+from graphgrow.rewrite.blocks import view_cells
+from graphgrow.rewrite.reading import Reader
+from graphgrow.rewrite.resize import Fills, literal, resize, resize_graph
+from graphgrow.rewrite.units import Resizing, number
+
+Kept = Mapping[Atom, Sequence[int]]
+
+
+def reordered(program: Program, kept: Kept) -> Program:
+    """The program with the units of axes in another order: those that are kept first. It computes the same, as no
+    operator tells the units of an axis apart that is neither frozen nor ordered."""
+    order: dict[Atom, Sequence[int]] = {}
+    for atom, units in kept.items():
+        gone = set(range(number(atom))).difference(units)
+        order[atom] = [*units, *sorted(gone)]
+    if all(list(units) == list(range(len(units))) for units in order.values()):
+        return program
+    return resize(program, Resizing({atom: number(atom) for atom in order}, order), Fills())
+
+
+def pruned(program: Program, kept: Kept) -> Program:
+    """The program with the kept units only, all values as they are."""
+    return resize(program, Resizing({atom: len(units) for atom, units in kept.items()}, kept), Fills())
+
+
+def scaled_back(small: Program, large: Program, sizes: Mapping[Atom, int], numbers: Mapping[Number, float]) -> Program:
+    """`small`, which has the first units of `large`, such that `large` is a growth of it that keeps the function: what
+    that growth multiplies is divided. `small` itself where there is no such growth.
+
+    `sizes` are those of `large`, `numbers` the factors of numbers that the growth was free to change."""
+    prover = Prover(small.axes, sizes, small.fixed, extend_outputs=True)
+    for strategy in STRATEGIES:
+        proposal, why = propose(prover, strategy, numbers)
+        if why:
+            continue
+        found = _divided(small, large, sizes, proposal)
+        facts = Reader(found, large, sizes).facts(prover, proposal)
+        if isinstance(facts, dict) and prover.derive(Assignment(facts, proposal.numbers)).holds:
+            return found
+    return small
+
+
+def _divided(small: Program, large: Program, sizes: Mapping[Atom, int], proposal: Assignment) -> Program:
+    facts: dict[str, dict[tuple[int, ...], int]] = {}
+    for block, fact in proposal.blocks.items():
+        if not block.dims and fact != SAME:
+            facts.setdefault(block.parameter, {})[block.cell] = fact
+    tensors, resizing = dict(small.tensors), Resizing(sizes)
+    for name, known in facts.items():
+        terms = small.axes.parameters[name]
+        whole = large.tensors[name].detach().double()
+        for cell, _, views in view_cells(whole, terms, resizing, resizing.layout):
+            for view, _ in views if cell in known else ():
+                found = multiple(known[cell])
+                view.sub_(found.shift).div_(found.scale)
+        tensors[name] = _first(whole, terms, resizing).to(tensors[name]).requires_grad_(tensors[name].requires_grad)
+    values = {place: literal(large, place) / factor for place, factor in proposal.numbers.items()}
+    return small.replace(graph=resize_graph(small.axes, {}, values), tensors=tensors)
+
+
+def _first(large: Tensor, terms: Sequence[Term], resizing: Resizing) -> Tensor:
+    """Of a grown tensor the units that it had before."""
+    for dim, term in enumerate(terms):
+        if resizing.touches([term]):
+            large = large.index_select(dim, torch.as_tensor((resizing.source(term) >= 0).nonzero()[0]))
+    return large
+
+
+def seen(program: Program, atom: Atom) -> Iterator[str]:
+    """The inputs and outputs that show an axis."""
+    names = {**dict.fromkeys(node.name for node in program.graph.inputs), **dict.fromkeys(program.graph.output_names)}
+    for name in names:
+        if any(atom in term.atoms for term in program.axes.terms.get(name, ())):
+            yield name

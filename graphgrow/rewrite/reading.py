@@ -1,0 +1,121 @@
+"""What the blocks of a grown program hold, read off its values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from graphgrow.axes import Atom, Term
+from graphgrow.program import Program
+from graphgrow.prove import ANY, POSITIVE, SAME, ZERO, Assignment, Block, Prover, free, kind, multiple
+from graphgrow.prove.facts import ROUNDING
+from graphgrow.rewrite.blocks import derived, view_cells
+from graphgrow.rewrite.units import Resizing
+
+ULPS = 2  # a value that was multiplied is rounded once, its factor once
+
+
+class Reader:
+    """Reads what the blocks of a program hold that is a growth of another one to these sizes."""
+
+    def __init__(self, old: Program, new: Program, sizes: Mapping[Atom, int]) -> None:
+        self.old, self.new, self.resizing = old, new, Resizing(sizes)
+        self.known: dict[tuple[Block, int], bool] = {}
+
+    def facts(self, prover: Prover, proposal: Assignment) -> dict[Block, int] | str:
+        """For every block a fact that its values are, if they are what is proposed that; or, as text, the parameter
+        whose old block is not what it was, or whose new one holds what no number is (NaN, infinity)."""
+        without = [tensor.is_meta for tensor in (*self.old.tensors.values(), *self.new.tensors.values())]
+        if any(without):
+            return dict(proposal.blocks) if all(without) else "some tensors have no values: nothing can be said of them"
+        touched = {block.parameter for block in proposal.blocks}
+        found: dict[Block, int] = {}
+        for name, tensor in self.new.tensors.items():
+            before = self.old.tensors[name]
+            terms = self.old.axes.parameters.get(name, ())
+            if not self.resizing.touches(terms) and name not in touched:
+                if before is not tensor and not same(before, tensor):
+                    return f"{name} has other values than before"
+                continue
+            for block, views in self._blocks(name, terms):
+                fact = self._fact(block, views, proposal.blocks.get(block, SAME if not block.dims else ZERO))
+                if isinstance(fact, str):
+                    return fact
+                found[block] = fact
+        return found
+
+    def _blocks(self, name: str, terms: Sequence[Term]) -> Iterator[tuple[Block, list[tuple[Tensor, list[slice]]]]]:
+        for cell, dims, views in view_cells(self.new.tensors[name], terms, self.resizing, self.resizing.layout):
+            yield Block(name, cell, dims), views
+
+    def _fact(self, block: Block, views: Sequence[tuple[Tensor, list[slice]]], proposed: int) -> int | str:
+        if block.dims and not all(_finite(view) for view, _ in views):
+            return f"new values of {block.parameter} that are not finite"
+        if self._holds(block, views, proposed):
+            return proposed
+        if not block.dims:
+            if self._holds(block, views, SAME):
+                return SAME
+            return f"the old block of {block.parameter} has other values than before"
+        if self._holds(block, views, ZERO):
+            return ZERO
+        return POSITIVE if all(_positive(view) for view, _ in views) else ANY
+
+    def _holds(self, block: Block, views: Sequence[tuple[Tensor, list[slice]]], fact: int) -> bool:
+        key = (block, fact)
+        if key not in self.known:
+            self.known[key] = all(self._is(block, view, at, fact) for view, at in views)
+        return self.known[key]
+
+    def _is(self, block: Block, view: Tensor, at: list[slice], fact: int) -> bool:
+        if free(fact):
+            return False
+        if fact == ZERO:
+            return not bool(view.count_nonzero())
+        old = self.old.tensors[block.parameter]
+        terms = self.old.axes.parameters[block.parameter]
+        if not block.dims and fact == SAME:
+            return same(_old_part(old, terms, self.resizing, at), view)
+        expected = derived(old, terms, self.resizing, fact, at, block.dims)
+        if not view.is_floating_point():
+            return bool(torch.equal(expected.to(view.dtype), view))
+        allowed = expected.abs() + abs(multiple(fact).shift) + _size(old, fact)
+        error = (view.double() - expected.double()).abs()
+        unit = torch.finfo(view.dtype).eps + ROUNDING  # factors are known no better than this
+        return bool((error <= ULPS * unit * allowed.double()).all())
+
+
+def _size(old: Tensor, fact: int) -> float:
+    """How large the values are that a mean is made of: it is rounded by theirs."""
+    return float(old.abs().max()) if kind(fact) == "mean" and old.numel() else 0.0
+
+
+def _old_part(old: Tensor, terms: Sequence[Term], resizing: Resizing, at: Sequence[slice]) -> Tensor:
+    """The old units that stand at a place of the new tensor."""
+    for dim, (term, part) in enumerate(zip(terms, at, strict=True)):
+        positions = resizing.copied(term)[part]
+        old = old.narrow(dim, int(positions[0]), len(positions))
+    return old
+
+
+def same(left: Tensor, right: Tensor) -> bool:
+    """Equal bit for bit (NaN equals NaN)."""
+    return (
+        left.shape == right.shape
+        and left.dtype == right.dtype
+        and bool(torch.equal(left, right) or _equal_nan(left, right))
+    )
+
+
+def _equal_nan(left: Tensor, right: Tensor) -> bool:
+    return left.is_floating_point() and bool(((left == right) | (left.isnan() & right.isnan())).all())
+
+
+def _finite(view: Tensor) -> bool:
+    return not view.is_floating_point() or bool(view.isfinite().all())
+
+
+def _positive(view: Tensor) -> bool:
+    return view.is_floating_point() and bool((view > 0).all())

@@ -1,0 +1,97 @@
+"""Saliency: how much the units of an axis matter, one number for each.
+
+By magnitude: the norm of the weights that make a unit times the norm of those that read it, so that a unit with nothing
+on one side counts nothing. By activation: the root mean square of what the readers see of it, times the norm of their
+weights (the score of Wanda, arXiv 2306.11695, for whole units).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from graphgrow import ops
+from graphgrow.axes import Atom, Term
+from graphgrow.axes.contractions import operands
+from graphgrow.axes.names import Named
+from graphgrow.errors import Refusal
+from graphgrow.graph import Argument, Node, Ref
+from graphgrow.program import Program
+from graphgrow.rewrite.units import number, units_of
+
+
+def magnitude(program: Program, axis: Named) -> Tensor:
+    """(units,) in float64. Every parameter counts as much as any other, whatever its scale."""
+    sides = [_norms(program, axis, part) for part in ("emits", "contracts")]
+    found = [side for side in sides if side is not None] or [_norms(program, axis, "aligns")]
+    score = torch.ones(number(axis.atom), dtype=torch.float64)
+    for side in found:
+        score = score * side if side is not None else score
+    return score
+
+
+def activation(program: Program, axis: Named, data: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """(units,) in float64, over all batches. Raises Refusal for an axis that no operator sums over."""
+    reads = list(dict.fromkeys(_summed(program, axis.atom)))
+    weights = _norms(program, axis, "contracts")
+    if not reads or weights is None:
+        raise Refusal(found=f"no activations that are summed over {axis.name}", where=axis.name, fix="score=magnitude")
+    watched = program.replace(graph=replace(program.graph, outputs=tuple(Ref(name) for name in reads)), journal=())
+    module = watched.module(share=True).eval()
+    squares = torch.zeros(number(axis.atom), dtype=torch.float64)
+    with torch.no_grad():
+        for inputs in data:
+            for name, value in zip(reads, pytree.tree_leaves(module(**inputs)), strict=True):
+                squares += _by_unit(value, program.axes.terms[name], axis.atom)
+    return squares.sqrt() * weights
+
+
+def _norms(program: Program, axis: Named, part: str) -> Tensor | None:
+    """The norms of what parameters hold for each unit, those that emit it, contract or align."""
+    total: Tensor | None = None
+    for site in axis.sites:
+        tensor = program.tensors[site.parameter].detach()
+        if part in site.part.split(" and ") and tensor.is_floating_point():
+            squares = _by_unit(tensor, program.axes.parameters[site.parameter], axis.atom)
+            squares = squares / (squares.mean() or 1.0)
+            total = squares if total is None else total + squares
+    return None if total is None else total.sqrt()
+
+
+def _by_unit(value: Tensor, terms: Sequence[Term], atom: Atom) -> Tensor:
+    """The sum of squares for each unit, over all else."""
+    total = torch.zeros(number(atom), dtype=torch.float64)
+    for dim, term in enumerate(terms):
+        if atom in term.atoms:
+            others = [other for other in range(value.dim()) if other != dim]
+            squares = value.float().square()
+            along = (squares.sum(others) if others else squares).double()
+            units = torch.as_tensor(units_of(term, atom))
+            total.index_add_(0, units[units >= 0], along[units >= 0])
+    return total
+
+
+def _summed(program: Program, atom: Atom) -> Iterator[str]:
+    """The activations that are summed over an axis."""
+    terms = program.axes.terms
+    for node in program.graph.nodes:
+        if ops.kind(node.op) not in ("contraction", "convolution") or _has(terms[node.name], atom):
+            continue
+        for operand in _operands(node):
+            if isinstance(operand, Ref) and program.graph[operand.name].op != "parameter":
+                dynamic = not all(isinstance(size, int) for size in program.graph[operand.name].shape)
+                own = [term for term in terms[operand.name] if atom in term.atoms]
+                if own and all(isinstance(term.size, int) for term in own) and (dynamic or node.op != "parameter"):
+                    yield operand.name
+
+
+def _operands(node: Node) -> Sequence[Argument]:
+    return node.args[:1] if ops.kind(node.op) == "convolution" else operands(node)[0]
+
+
+def _has(terms: Sequence[Term], atom: Atom) -> bool:
+    return any(atom in term.atoms for term in terms)
