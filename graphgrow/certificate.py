@@ -159,7 +159,7 @@ class Certificate(_Value):
     proof: Proof | None = None
     test: Test | None = None
     measured: Measured | None = None  # where the function is another one
-    extended: tuple[str, ...] = ()  # outputs that have new units: what is claimed of them is claimed of the old ones
+    extended: tuple[str, ...] = ()  # outputs with other units than before: the claim is about those that both have
     moves: tuple[Move, ...] = ()  # of parameters that have another name, shape or factor than before
     notes: tuple[str, ...] = ()  # what the pass left alone, and why
     version: str = ""
@@ -184,7 +184,8 @@ class Certificate(_Value):
     @property
     def scope(self) -> str:
         """The claim with what it is about, for people."""
-        where = f" on the old units of {', '.join(self.extended)}" if self.extended else ""
+        units = "kept" if any(row.new < row.old for row in self.growth) else "old"
+        where = f" on the {units} units of {', '.join(self.extended)}" if self.extended else ""
         return f"{self.claim.lower()}{where}, {self.evidence}"
 
     def __str__(self) -> str:

@@ -45,7 +45,7 @@ class Undo(Pass):
             raise Refusal(found=f"no axis called {min(lost)}", where="the program", fix="keep the file from before")
         kept: dict[Atom, range] = {axes[name]: range(size) for name, size in sizes.items()}
         if kept:
-            rewriter.prune(kept, frozenset(row.node for row in last.proof.numbers) if last.proof else frozenset())
+            rewriter.prune(kept, {row.node: row.old for row in last.proof.numbers} if last.proof else None)
         if rewriter.program.digest == last.old:
             rewriter.notes.append(f"bit for bit the program before {last.spec}")
         else:

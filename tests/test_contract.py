@@ -35,6 +35,8 @@ class Promise:
     nonsense: list[tuple[dict[str, Any], str]] = field(default_factory=list[tuple[dict[str, Any], str]])
     text: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     renames: bool = False  # tensors, so that old state dicts have other names
+    after: tuple[str, ...] = ()  # passes that are run before
+    random: bool = True  # the seed matters
 
 
 WIDTHS = ["skip_mlp", "small_cnn", "tied_autoencoder", "nanogpt", "llama", "densenet"]
@@ -82,6 +84,21 @@ PROMISES: dict[str, Promise] = {
         [("widen-hidden:by=magic", "valid: auto, copies, means, zeros")],
     ),
     "grow-vocab": Promise(ATTENTION, [{"factor": 1.5}], {}, [{"to": 120}, {"multiple_of": 64}]),
+    "prune-axis": Promise(
+        WIDTHS, [{"factor": 0.75}, {"factor": 0.6, "multiple_of": 2}], {"axis": "classes"},
+        [{"units": (3, 7)}, {"score": "activation", "axis": "re:mlp@.*"}],
+        [
+            ({"to": 8, "factor": 0.5}, "one of"), ({"factor": 1.5}, "at most 1"), ({"factor": 0.0}, "above 0"),
+            ({"to": 0}, "positive"), ({"multiple_of": 0}, "positive"), ({"to": 99}, "at most 40"),
+            ({"to": 40}, "smaller"), ({"units": (40,)}, "not all"), ({"units": (2, 2)}, "once"),
+            ({"axis": "mpl"}, "'mlp'"), ({"axis": "features"}, "another axis"), ({"score": "activation"}, "--data"),
+        ],
+        [("prune-axis:units=a", "as int"), ("prune-axis:score=size", "valid: activation, magnitude")], random=False,
+    ),
+    "undo": Promise(
+        WIDTHS, [{}], {}, after=("widen:factor=1.25", "widen:factor=1.5"), random=False,
+        nonsense=[({}, "keep the file from before")],
+    ),
     "deepen": Promise(
         ["skip_mlp", "nanogpt", "llama"], [{"factor": 1.5, "init": "scaled"}], {"at": 9},
         [{"at": 0, "to": 4}, {"order": "stack"}, {"stack": "re:encoder.*,x"}],
@@ -112,8 +129,14 @@ def made(name: str, index: int, **changes: Any) -> Pass:
 
 
 @cache
+def begun(name: str, model: str) -> Program:
+    """What a pass is given: the traced program, or what other passes made of it."""
+    return Pipeline.parse(PROMISES[name].after)(traced(model))
+
+
+@cache
 def applied(name: str, index: int, model: str) -> Program:
-    return made(name, index)(traced(model))
+    return made(name, index)(begun(name, model))
 
 
 def test_every_pass_is_here() -> None:
@@ -122,7 +145,7 @@ def test_every_pass_is_here() -> None:
 
 @pytest.mark.parametrize(("name", "index", "model"), list(cases()))
 def test_the_input_is_untouched(name: str, index: int, model: str) -> None:
-    program = traced(model)
+    program = begun(name, model)
     before = {key: tensor.detach().clone() for key, tensor in program.tensors.items()}
     places = {key: tensor.data_ptr() for key, tensor in program.tensors.items()}
     digest, graph, journal = program.digest, str(program.graph), program.journal
@@ -138,27 +161,29 @@ def test_the_input_is_untouched(name: str, index: int, model: str) -> None:
 
 @pytest.mark.parametrize(("name", "index", "model"), list(cases()))
 def test_deterministic_in_its_seed(name: str, index: int, model: str) -> None:
-    program, first = traced(model), applied(name, index, model)
+    program, first = begun(name, model), applied(name, index, model)
     torch.manual_seed(99)  # the global generator plays no part
     state = torch.get_rng_state()
     assert made(name, index)(program).digest == first.digest
     assert torch.equal(state, torch.get_rng_state())
     other = made(name, index, seed=made(name, index).seed + 1)(program)
-    assert other.digest != first.digest
-    assert other.certificate and other.certificate.test and other.certificate.holds
+    assert (other.digest != first.digest) == PROMISES[name].random
+    assert other.certificate and (other.certificate.test or other.certificate.measured) and other.certificate.holds
 
 
 @pytest.mark.parametrize(("name", "index", "model"), list(cases()))
 def test_the_claim_holds(name: str, index: int, model: str) -> None:
     """By its certificate, by a check from outside, and by the outputs themselves."""
-    old, new = traced(model), applied(name, index, model)
+    old, new = begun(name, model), applied(name, index, model)
     certificate = new.certificate
     assert certificate is not None and certificate.holds
     assert (certificate.old, certificate.new) == (old.digest, new.digest)
     assert (certificate.spec, certificate.claim) == (made(name, index).spec, find(name).claim)
     outside = check(old, new, seed=12)
-    assert outside.holds and outside.proof == certificate.proof and outside.growth == certificate.growth
+    assert outside.growth == certificate.growth
+    assert outside.holds == (certificate.claim == "Exact")
     if certificate.claim == "Exact":
+        assert outside.proof == certificate.proof
         assert certificate.evidence == "proved and tested"
         inputs = old.example(seed=5)
         with torch.no_grad():
@@ -184,15 +209,16 @@ def test_its_output_is_a_valid_input(name: str, index: int, model: str) -> None:
     twice = made(name, index)(once)
     assert twice.certificate and twice.certificate.holds
     assert twice.certificate.old == once.digest
-    assert [c.new for c in twice.journal] == [once.digest, twice.digest]
-    assert check(traced(model), twice).holds, "the first and the last do the same"
+    assert [c.new for c in twice.journal[-2:]] == [once.digest, twice.digest]
+    if twice.certificate.claim == "Exact":
+        assert check(begun(name, model), twice).holds, "the first and the last do the same"
 
 
 @pytest.mark.parametrize(("name", "index", "model"), list(cases()))
 def test_old_state_dicts_load_where_shapes_stay(name: str, index: int, model: str) -> None:
     if PROMISES[name].renames:
         return
-    old, new = traced(model).module(), applied(name, index, model).module()
+    old, new = begun(name, model).module(), applied(name, index, model).module()
     given, taken = old.state_dict(), new.state_dict()
     assert list(given) == list(taken)
     fitting = {key: value for key, value in given.items() if value.shape == taken[key].shape}
@@ -202,7 +228,7 @@ def test_old_state_dicts_load_where_shapes_stay(name: str, index: int, model: st
     found = new.load_state_dict(noise, strict=False)
     assert not found.unexpected_keys and set(found.missing_keys) <= set(given) - set(fitting)
     changed = new.state_dict()
-    assert all(torch.equal(changed[key], value) for key, value in _owners(noise, traced(model)).items())
+    assert all(torch.equal(changed[key], value) for key, value in _owners(noise, begun(name, model)).items())
 
 
 def _owners(values: dict[str, Tensor], program: Program) -> dict[str, Tensor]:
@@ -218,16 +244,17 @@ def test_saved_and_loaded_it_is_the_same(name: str, index: int, model: str, tmp_
     loaded = Program.load(tmp_path / "new.pt")
     assert loaded.digest == new.digest and loaded.journal == new.journal
     assert loaded.certificate and loaded.certificate.new == loaded.digest
-    assert check(traced(model), loaded).holds
+    assert check(begun(name, model), loaded).holds == (loaded.certificate.claim == "Exact")
 
 
 @pytest.mark.parametrize(("name", "index"), list(passes()))
 def test_the_journal_is_kept(name: str, index: int) -> None:
     model = PROMISES[name].models[0]
-    program = traced(model)
+    program = begun(name, model)
+    before = program.journal
     journal = Pipeline((made(name, index), made(name, index)))(program).journal
-    assert len(journal) == 2 and journal[0] == applied(name, index, model).certificate
-    assert program.journal == ()
+    assert journal[:-2] == before and journal[-2] == applied(name, index, model).certificate
+    assert program.journal == before
 
 
 @pytest.mark.parametrize("name", available())

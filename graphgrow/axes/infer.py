@@ -30,6 +30,9 @@ def infer(graph: Graph) -> Axes:
     for node in graph.nodes:
         if isinstance(node.type, TensorType | tuple):
             _apply(state, node)
+    for name in graph.output_names:
+        if name in state.ranges:
+            order(state.ranges[name], f"the output {name} holds numbers of its units")
     return _Reader(state).axes()
 
 
@@ -95,6 +98,18 @@ class Axes:
     def parameters(self) -> Mapping[str, tuple[Term, ...]]:
         """The terms of every parameter and buffer that the graph reads."""
         return {name: self.terms[node.name] for name, node in self.graph.parameters.items()}
+
+    @cached_property
+    def positional(self) -> Mapping[Atom, str]:
+        """The axes whose units are told apart by their position, each with a reason: ordered ones, and those that an
+        index from elsewhere picks from."""
+        found = {
+            atom: f"{place(lookup.node)} picks from it by number"
+            for lookup, term in self.lookups
+            if not lookup.own
+            for atom in term.atoms
+        }
+        return found | {atom: reasons[0] for atom, reasons in self.ordered.items()}
 
     @cached_property
     def named(self) -> tuple[Named, ...]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from graphgrow.errors import FileError, OptionError, located
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from graphgrow.cli.screen import Screen
     from graphgrow.program import Program
 
@@ -38,6 +40,32 @@ def sizes(given: Sequence[str]) -> Mapping[str, int]:
         if not number.strip().isdecimal():
             raise OptionError(found=f"--at {part}", fix="write sizes as name=number: --at batch=8")
         found[name.strip()] = int(number)
+    return found
+
+
+def batches(files: Sequence[Path], program: Program) -> list[dict[str, Tensor]]:
+    """Inputs of a program, one batch from each safetensors file. Raises OptionError or FileError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+
+    wanted = {node.name: node.shape for node in program.graph.inputs}
+    found: list[dict[str, Tensor]] = []
+    for path in files:
+        try:
+            tensors: dict[str, Tensor] = load_file(path)  # pyright: ignore[reportUnknownVariableType]
+        except (OSError, SafetensorError) as error:
+            fix = "give a .safetensors file with the inputs by name"
+            raise FileError(found=f"no data that can be read: {error}", where=f"--data {path}", fix=fix) from None
+        fix = f"give the inputs {', '.join(wanted)}"
+        if tensors.keys() != wanted.keys():
+            raise OptionError(found=f"the tensors {', '.join(tensors) or 'none'}", where=f"--data {path}", fix=fix)
+        for name, shape in wanted.items():
+            given = tuple(tensors[name].shape)
+            pairs = zip(given, shape, strict=False)
+            if len(given) != len(shape) or any(isinstance(size, int) and size != n for n, size in pairs):
+                text = ", ".join(str(size) for size in shape)
+                raise OptionError(found=f"{name} of shape {given}", where=f"--data {path}", fix=f"give it as ({text})")
+        found.append(tensors)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from graphgrow.cli.files import huggingface
-from graphgrow.cli.models import beside, folder_output, load, origin, output, sizes
+from graphgrow.cli.models import batches, beside, folder_output, load, origin, output, sizes
 from graphgrow.cli.options import AsJson, Force, Like, Model, Output, Quiet, Sizes, Trust
 from graphgrow.cli.screen import Screen, screen
 from graphgrow.errors import OptionError, located
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from graphgrow.program import Program
     from graphgrow.recipe import Recipe
     from graphgrow.report import Cost
+    from graphgrow.rewrite import Data
 
 _SPEC = "A pass, as widen or widen:axis=mlp,factor=1.5; several run in order."
 
@@ -39,6 +40,10 @@ def apply(
     seed: Annotated[
         int | None, typer.Option(help="Of everything random, for passes whose spec has none.", show_default=False)
     ] = None,
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", metavar="FILE", help="A .safetensors file with a batch of inputs by name; several."),
+    ] = [],  # noqa: B006
     at: Sizes = [],  # noqa: B006
     trust_pickle: Trust = False,
     as_json: AsJson = False,
@@ -62,7 +67,7 @@ def apply(
             with located(str(recipe)):
                 pipeline = written.pipeline(old, seed)
         assert pipeline is not None
-        target.rewrite(old, pipeline, given, shown)
+        target.rewrite(old, pipeline, given, shown, batches(data, old))
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,15 @@ class Target:
             output(path, [model], [".pt"], force or dry_run)
         return cls(model, path, folder, dry_run)
 
-    def rewrite(self, old: Program, pipeline: Pipeline, given: Mapping[str, int], shown: Screen) -> None:
+    def rewrite(
+        self, old: Program, pipeline: Pipeline, given: Mapping[str, int], shown: Screen, data: Data = ()
+    ) -> None:
         """Run the passes, write what comes out, and tell."""
         from graphgrow.report import cost
 
         with located(f"--at {','.join(f'{name}={size}' for name, size in given.items())}"):
             before = cost(old, given)
-        new = _run(pipeline, old, shown)
+        new = _run(pipeline, old, shown, data)
         costs = before, cost(new, given)
         config: dict[str, Any] = {}
         if not self.dry_run:
@@ -166,13 +173,13 @@ def _pipeline(specs: Sequence[str], seed: int | None, shown: Screen) -> Pipeline
         return Pipeline.parse(specs, seed)
 
 
-def _run(pipeline: Pipeline, program: Program, shown: Screen) -> Program:
+def _run(pipeline: Pipeline, program: Program, shown: Screen, data: Data) -> Program:
     """The program after all passes."""
     count = len(pipeline.passes)
     for index, one in enumerate(pipeline.passes):
         number = f" ({index + 1} of {count})" if count > 1 else ""
         with shown.working(f"{one.spec}{number}: rewriting, proving, testing"):
-            program = one(program)
+            program = one(program, data)
     return program
 
 

@@ -6,6 +6,7 @@ eps, keys) and divides by it, if the units that went hold what the growth needs 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isclose
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from graphgrow.axes import Atom, Term
 from graphgrow.program import Program
 from graphgrow.prove import SAME, Assignment, Number, Prover, multiple
+from graphgrow.prove.facts import ROUNDING
 from graphgrow.prove.propose import STRATEGIES, propose
 from graphgrow.rewrite.blocks import view_cells
 from graphgrow.rewrite.reading import Reader
@@ -39,24 +41,33 @@ def pruned(program: Program, kept: Kept) -> Program:
     return resize(program, Resizing({atom: len(units) for atom, units in kept.items()}, kept), Fills())
 
 
-def scaled_back(small: Program, large: Program, sizes: Mapping[Atom, int], numbers: Mapping[Number, float]) -> Program:
+def scaled_back(
+    small: Program,
+    large: Program,
+    sizes: Mapping[Atom, int],
+    numbers: Mapping[Number, float],
+    before: Mapping[str, float],
+) -> Program:
     """`small`, which has the first units of `large`, such that `large` is a growth of it that keeps the function: what
     that growth multiplies is divided. `small` itself where there is no such growth.
 
-    `sizes` are those of `large`, `numbers` the factors of numbers that the growth was free to change."""
+    `sizes` are those of `large`, `numbers` the factors of numbers that the growth was free to change, `before` numbers
+    of nodes as they were, where known: dividing would round them."""
     prover = Prover(small.axes, sizes, small.fixed, extend_outputs=True)
     for strategy in STRATEGIES:
         proposal, why = propose(prover, strategy, numbers)
         if why:
             continue
-        found = _divided(small, large, sizes, proposal)
+        found = _divided(small, large, sizes, proposal, before)
         facts = Reader(found, large, sizes).facts(prover, proposal)
         if isinstance(facts, dict) and prover.derive(Assignment(facts, proposal.numbers)).holds:
             return found
     return small
 
 
-def _divided(small: Program, large: Program, sizes: Mapping[Atom, int], proposal: Assignment) -> Program:
+def _divided(
+    small: Program, large: Program, sizes: Mapping[Atom, int], proposal: Assignment, before: Mapping[str, float]
+) -> Program:
     facts: dict[str, dict[tuple[int, ...], int]] = {}
     for block, fact in proposal.blocks.items():
         if not block.dims and fact != SAME:
@@ -64,13 +75,16 @@ def _divided(small: Program, large: Program, sizes: Mapping[Atom, int], proposal
     tensors, resizing = dict(small.tensors), Resizing(sizes)
     for name, known in facts.items():
         terms = small.axes.parameters[name]
-        whole = large.tensors[name].detach().double()
+        whole = large.tensors[name].detach().to(torch.float64, copy=True)
         for cell, _, views in view_cells(whole, terms, resizing, resizing.layout):
             for view, _ in views if cell in known else ():
                 found = multiple(known[cell])
                 view.sub_(found.shift).div_(found.scale)
         tensors[name] = _first(whole, terms, resizing).to(tensors[name]).requires_grad_(tensors[name].requires_grad)
     values = {place: literal(large, place) / factor for place, factor in proposal.numbers.items()}
+    for place, value in values.items():
+        known = before.get(place[0], value)
+        values[place] = known if isclose(known, value, rel_tol=ROUNDING) else value
     return small.replace(graph=resize_graph(small.axes, {}, values), tensors=tensors)
 
 

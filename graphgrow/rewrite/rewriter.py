@@ -104,28 +104,30 @@ class Rewriter:
         self.program = drop(self.program, stack, layers)
         self.edits.append(f"drop from {stack.name}: {len(stack.layers)} -> {len(stack.layers) - len(layers)}")
 
-    def prune(self, kept: Mapping[Atom, Sequence[int]], rescaled: Set[str] = frozenset()) -> None:
+    def prune(self, kept: Mapping[Atom, Sequence[int]], rescaled: Mapping[str, float] | None = None) -> None:
         """Keep only the units listed of each axis, in that order. Where those that go are dead, what the growth that
-        adds them would multiply (gains of norms) is divided, so that the function stays; `rescaled` names the nodes
-        whose numbers that growth took from its sizes. Promises nothing of the function otherwise.
+        adds them would multiply (gains of norms) is divided, so that the function stays; `rescaled` gives the numbers
+        that nodes had before that growth. Promises nothing of the function otherwise.
 
         Raises Refusal for frozen axes, and for ordered ones of which others than the last units would go.
         """
         axes, names = self.program.axes, {named.atom: named.name for named in self.program.axes.named}
         for atom, units in kept.items():
             refuse_frozen(axes, atom)
-            if atom in axes.ordered and list(units) != list(range(len(units))):
+            if atom in axes.positional and list(units) != list(range(len(units))):
                 raise Refusal(
-                    found=f"units of {names[atom]}, which are told apart by their position: {axes.ordered[atom][0]}",
+                    found=f"units of {names[atom]}, which are told apart by their position: {axes.positional[atom]}",
                     where="prune",
                     fix="remove the last units only",
                 )
+        rescaled = rescaled or {}
         large, small = reordered(self.program, kept), pruned(self.program, kept)
         twins = {named.atom.number: named.atom for named in small.axes.named}
         sizes = {twins[atom.number]: int(str(atom.size)) for atom in kept}
         if self.program.has_weights:
-            numbers = from_sizes(small.axes, sizes) if rescaled else {}
-            small = scaled_back(small, large, sizes, {place: f for place, f in numbers.items() if place[0] in rescaled})
+            changed = from_sizes(axes, {atom: len(units) for atom, units in kept.items()})
+            numbers = {place: 1 / factor for place, factor in changed.items() if place[0] in rescaled}
+            small = scaled_back(small, large, sizes, numbers, rescaled)
         self.program = small
         self.edits += [f"prune {names[atom]}: {atom.size} -> {len(units)}" for atom, units in kept.items()]
 

@@ -205,7 +205,7 @@ def as_stored(old: Program, new: Program, seed: int) -> Trial:
 def measure(old: Program, new: Program, batches: Sequence[Mapping[str, Tensor]], seed: int) -> Measured:
     """How much the outputs of two programs differ, on given inputs or else on random ones."""
     given = batches or [old.example(sizes, seed + index) for index, sizes in enumerate(sizes_to_try(old))]
-    words = f"{len(batches)} batches of data" if batches else f"{len(given)} random inputs"
+    words = f"data (batches: {len(batches)})" if batches else f"{len(given)} random inputs"
     modules = [program.module(share=True).eval() for program in (old, new)]
     difference = total = largest = top = 0.0
     with torch.no_grad():

@@ -68,7 +68,7 @@ def _kept(old: Program, new: Program, sizes: Mapping[Atom, int]) -> Kept:
     """For every axis the old units that are there: those whose values a parameter has whose other dimensions are known;
     the first ones where no parameter tells."""
     found: dict[Atom, Sequence[int]] = {}
-    waiting = [atom for atom in sizes if atom not in old.axes.ordered]
+    waiting = [atom for atom in sizes if atom not in old.axes.positional]
     while waiting:
         told = ((atom, next(_told(old, new, atom, found, waiting), None)) for atom in waiting)
         atom, units = next((row for row in told if row[1] is not None), (None, None))
