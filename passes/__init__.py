@@ -8,6 +8,7 @@ TABLE = {
     "deepen": "passes.deepen:Deepen",
     "grow-vocab": "passes.grow_vocab:GrowVocab",
     "prune-axis": "passes.prune_axis:PruneAxis",
+    "split-kv-heads": "passes.split_kv_heads:SplitKvHeads",
     "undo": "passes.undo:Undo",
     "widen": "passes.widen:Widen",
     "widen-hidden": "passes.widen_hidden:WidenHidden",
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from passes.deepen import Deepen
     from passes.grow_vocab import GrowVocab
     from passes.prune_axis import PruneAxis
+    from passes.split_kv_heads import SplitKvHeads
     from passes.undo import Undo
     from passes.widen import Widen
     from passes.widen_hidden import WidenHidden
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
     from passes.widen_values import WidenValues
 
 __all__ = [
-    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "GrowVocab", "PruneAxis", "Undo", "Widen", "WidenHidden", "WidenKeys",
-    "WidenValues",
+    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "GrowVocab", "PruneAxis", "SplitKvHeads", "Undo", "Widen",
+    "WidenHidden", "WidenKeys", "WidenValues",
 ]  # fmt: skip
 
 

@@ -37,6 +37,7 @@ class Promise:
     renames: bool = False  # tensors, so that old state dicts have other names
     after: tuple[str, ...] = ()  # passes that are run before
     random: bool = True  # the seed matters
+    once: bool = False  # its own output leaves it nothing to do
 
 
 WIDTHS = ["skip_mlp", "small_cnn", "tied_autoencoder", "nanogpt", "llama", "densenet"]
@@ -94,6 +95,11 @@ PROMISES: dict[str, Promise] = {
             ({"axis": "mpl"}, "'mlp'"), ({"axis": "features"}, "another axis"), ({"score": "activation"}, "--data"),
         ],
         [("prune-axis:units=a", "as int"), ("prune-axis:score=size", "valid: activation, magnitude")], random=False,
+    ),
+    "split-kv-heads": Promise(
+        ["qwen3", "phi3"], [{}], {}, [{"to": 6}, {"axis": "re:kv.*"}],
+        [({"to": 4, "factor": 2}, "not both"), ({"factor": 1}, "from 2"), ({}, "share")],
+        random=False, once=True,
     ),
     "undo": Promise(
         WIDTHS, [{}], {}, after=("widen:factor=1.25", "widen:factor=1.5"), random=False,
@@ -206,6 +212,10 @@ def old_units(old: Program, new: Program, found: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize(("name", "index", "model"), list(cases()))
 def test_its_output_is_a_valid_input(name: str, index: int, model: str) -> None:
     once = applied(name, index, model)
+    if PROMISES[name].once:
+        with pytest.raises(Refusal):
+            made(name, index)(once)
+        return
     twice = made(name, index)(once)
     assert twice.certificate and twice.certificate.holds
     assert twice.certificate.old == once.digest
@@ -252,8 +262,10 @@ def test_the_journal_is_kept(name: str, index: int) -> None:
     model = PROMISES[name].models[0]
     program = begun(name, model)
     before = program.journal
-    journal = Pipeline((made(name, index), made(name, index)))(program).journal
-    assert journal[:-2] == before and journal[-2] == applied(name, index, model).certificate
+    passes = [made(name, index)] * (1 if PROMISES[name].once else 2)
+    journal = Pipeline(tuple(passes))(program).journal
+    assert journal[: len(before)] == before and journal[len(before)] == applied(name, index, model).certificate
+    assert len(journal) == len(before) + len(passes)
     assert program.journal == before
 
 

@@ -1,4 +1,4 @@
-"""Numbers in a graph that were computed from sizes: attention's 1/sqrt(d), a table's sqrt(d)."""
+"""Numbers that follow sizes: those in a graph (attention's 1/sqrt(d), a table's sqrt(d)), and muP's for new weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from graphgrow import ops, sizes
 from graphgrow.axes import Atom, Axes, Product, Term
 from graphgrow.axes.contractions import equation, operands
 from graphgrow.graph import Node, Ref
+from graphgrow.program import Program
 from graphgrow.prove import Number
 from graphgrow.sizes import Dim
 
@@ -32,6 +33,22 @@ def from_sizes(axes: Axes, grown: Mapping[Atom, Dim]) -> dict[Number, float]:
                     if abs(value - old**exponent) <= _CLOSE * old**exponent and (node.name, path) not in found:
                         found[node.name, path] = (new / old) ** exponent
     return found
+
+
+def mup_factors(program: Program, grown: Mapping[Atom, int]) -> dict[str, float]:
+    """By how much the deviation of new weights is to differ from that of the old ones, by parameter, where the number of
+    units that they sum over grows: muP's hidden weights have a variance of 1/fan-in, its output weights (what makes an
+    axis that outputs show) of 1/fan-in squared (Yang et al., arXiv 2203.03466, table 3)."""
+    axes, fans, last = program.axes, dict[str, float](), set[str]()
+    shown = {atom for name in axes.graph.output_names for term in axes.terms.get(name, ()) for atom in term.atoms}
+    for axis in axes.named:
+        for site in axis.sites:
+            if axis.atom in grown and "contracts" in site.part:
+                ratio = sizes.number(axis.size) / grown[axis.atom]
+                fans[site.parameter] = fans.get(site.parameter, 1.0) * ratio
+            if axis.atom in shown and "emits" in site.part:
+                last.add(site.parameter)
+    return {name: ratio if name in last else ratio**0.5 for name, ratio in fans.items()}
 
 
 def _number(node: Node) -> tuple[tuple[int | str, ...], float] | None:

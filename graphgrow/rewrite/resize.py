@@ -22,19 +22,21 @@ from graphgrow.rewrite.blocks import Fill, Place, derived, fill_normal, grown
 from graphgrow.rewrite.units import Positions, Resizing
 from graphgrow.sizes import Dim, add
 
-Init = Literal["scaled", "copy", "zero"]
+Init = Literal["scaled", "copy", "zero", "mup"]
 
 
 @dataclass(frozen=True)
 class Fills:
     """What blocks hold (facts, see `prove`; free where not listed), and how free blocks start: `scaled` like the old
-    weights, `copy` of old units with noise, or `zero`. `numbers` are new values of numbers in the graph."""
+    weights, `copy` of old units with noise, `zero`, or `mup`: scaled, times what muP makes of larger fan-ins
+    (`factors`, by parameter). `numbers` are new values of numbers in the graph."""
 
     blocks: Mapping[Block, int] = field(default_factory=dict[Block, int])
     init: Init = "scaled"
     seed: int = 0
     noise: float = 0.01  # of `copy`, relative to the standard deviation of the old weights
     numbers: Mapping[Number, float] = field(default_factory=dict[Number, float])
+    factors: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def resize_graph(axes: Axes, sizes: Mapping[Atom, int], numbers: Mapping[Number, float] | None = None) -> Graph:
@@ -177,6 +179,7 @@ class _Maker:
         self.generator = torch.Generator().manual_seed(zlib.crc32(f"{fills.seed}:{name}".encode()))
         first = facts.get((0,) * len(terms), SAME)
         self.now = multiple(first)  # what old units are multiplied by
+        self.factor = fills.factors.get(name, 1.0)
 
     @cached_property
     def statistics(self) -> tuple[float, float]:
@@ -200,4 +203,4 @@ class _Maker:
             noise = torch.randn(view.shape, generator=self.generator, dtype=view.dtype)
             view.add_(noise, alpha=self.fills.noise * deviation)
         else:
-            fill_normal(view, mean, deviation, self.generator)
+            fill_normal(view, mean * self.factor, deviation * self.factor, self.generator)

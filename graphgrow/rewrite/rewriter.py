@@ -17,6 +17,7 @@ from graphgrow.prove.silence import silenced
 from graphgrow.rewrite.depth import Copied, Place, deepen, drop
 from graphgrow.rewrite.numbers import from_sizes
 from graphgrow.rewrite.prune import pruned, reordered, scaled_back
+from graphgrow.rewrite.regroup import Groups, regrouped
 from graphgrow.rewrite.resize import Fills, Init, literal, refuse_frozen, resize
 from graphgrow.rewrite.units import Resizing
 from graphgrow.sizes import total
@@ -96,6 +97,13 @@ class Rewriter:
             silent |= silenced(self.program.graph, stack.layers[source], learned)
         self.program = deepen(self.program, stack, plan, silent, init, self.seed)
         self.edits.append(f"deepen {stack.name}: {len(stack.layers)} -> {len(plan)}")
+
+    def regroup(self, chosen: Groups) -> None:
+        """Repeat heads of keys and values for parts of the query heads that use them. Raises Refusal where they stand
+        in another order."""
+        names = {named.atom: named.name for named in self.program.axes.named}
+        self.program = regrouped(self.program, chosen)
+        self.edits += [f"regroup {names[keys]}: each {copies} times" for keys, (_, copies) in chosen.items()]
 
     def drop(self, stack: Stack, layers: Set[int]) -> None:
         """Take layers (by their positions) out of a stack. Promises nothing of the function.

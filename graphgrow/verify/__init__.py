@@ -19,6 +19,7 @@ from graphgrow.verify.gradients import dead_axes
 from graphgrow.verify.moves import kept_moves, moves, renamed
 from graphgrow.verify.proof import Proved, broken, changed, prove
 from graphgrow.verify.prune import prove_pruned, test_pruned
+from graphgrow.verify.regroup import Regrouped, prove_regrouped, regrouped_growth, regrouped_moves, test_regrouped
 
 __all__ = ["certify", "check"]
 
@@ -48,6 +49,9 @@ def _compare(old: Program, new: Program, seed: int) -> _Finding:
         return _shallower(old, new, seed, weighed)
     if len(old.graph.nodes) < len(new.graph.nodes):
         return _deepened(old, new, seed, weighed)
+    split = prove_regrouped(old, new)
+    if split is not None:
+        return _regrouped(old, new, split, seed, weighed)
     alignment = align(old, new)
     if alignment.shrinks:
         return _pruned(old, new, alignment, seed, weighed)
@@ -59,6 +63,14 @@ def _compare(old: Program, new: Program, seed: int) -> _Finding:
     certificate = _certificate(old, new, _growth(old, alignment), proved.proof, found, gone)
     certificate = certificate.model_copy(update={"extended": _extended(old, alignment)})
     return _Finding(certificate, lambda: _dead(old, new, alignment, proved, seed) if weighed else [])
+
+
+def _regrouped(old: Program, new: Program, found: Regrouped, seed: int, weighed: bool) -> _Finding:
+    """Heads of keys and values repeated for parts of their query heads."""
+    tested = test_regrouped(old, new, seed) if weighed else None
+    gone = tuple(regrouped_moves(old, new, found))
+    growth = regrouped_growth(old, found)
+    return _Finding(_certificate(old, new, growth, found.proof, tested, gone), list)
 
 
 def _pruned(old: Program, new: Program, alignment: Alignment, seed: int, weighed: bool) -> _Finding:

@@ -1,0 +1,126 @@
+"""More groups of attention heads: each head of keys and values is repeated for a part of the query heads that use it.
+
+A head of keys and values (an axis of n units) is used by r query heads. With c times as many, unit i becomes the units
+i*c ... i*c + c - 1, all alike, and each is used by r/c query heads. Where n and r stand side by side (n*r heads)
+nothing moves at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from graphgrow import ops
+from graphgrow.axes import Atom, Axes, Product, Sum, Term
+from graphgrow.axes.term import UNIT
+from graphgrow.errors import Refusal
+from graphgrow.graph import Node, Ref
+from graphgrow.program import Program
+from graphgrow.rewrite.resize import resize_graph
+from graphgrow.rewrite.units import Positions, number
+
+Groups = Mapping[Atom, tuple[Atom, int]]  # heads of keys -> query heads of each, how many heads are made of one
+
+
+def groups(axes: Axes) -> dict[Atom, Atom]:
+    """The axes of heads of keys and values that several query heads share, each with that of these query heads: what is
+    repeated along it, or meets it in attention."""
+    found: dict[Atom, Atom] = {}
+    for node in axes.graph.nodes:
+        for keys, queries in _shared(axes, node):
+            if isinstance(keys.size, int) and isinstance(queries.size, int):
+                found.setdefault(keys, queries)
+    return found
+
+
+def _shared(axes: Axes, node: Node) -> Iterator[tuple[Atom, Atom]]:
+    kind, first = ops.kind(node.op), next(iter(node.operands()), "")
+    if kind == "expand" and axes.terms.get(first):
+        before, after = axes.terms[first], axes.terms[node.name]
+        for left, old, new in zip(after[-len(before) :], before[1:], after[-len(before) + 1 :], strict=False):
+            if isinstance(left, Atom) and isinstance(new, Atom) and old == UNIT:
+                yield left, new
+    elif kind == "repeat_interleave" and axes.terms.get(first):
+        for old, new in zip(axes.terms[first], axes.terms[node.name], strict=True):
+            if isinstance(old, Atom) and isinstance(new, Product) and new.parts[:1] == (old,):
+                yield from ((old, part) for part in new.parts[1:2] if isinstance(part, Atom))
+    elif kind == "attention":
+        query, key = (axes.terms[arg.name] for arg in node.args[:2] if isinstance(arg, Ref))
+        for heads, shared in zip(query[-3:-2], key[-3:-2], strict=True):
+            parts = heads.parts if isinstance(heads, Product) else ()
+            if isinstance(shared, Atom) and parts[:1] == (shared,) and len(parts) == 2 and isinstance(parts[1], Atom):
+                yield shared, parts[1]
+
+
+def regrouped(program: Program, chosen: Groups) -> Program:
+    """The program with more heads of keys and values. Raises Refusal where heads stand in another order."""
+    sizes: dict[Atom, int] = {}
+    for keys, (queries, copies) in chosen.items():
+        sizes |= {keys: number(keys) * copies, queries: number(queries) // copies}
+    tensors = dict(program.tensors)
+    for name, terms in program.axes.parameters.items():
+        if moved(terms, chosen):
+            tensor = tensors[name].detach()
+            for dim, term in enumerate(terms):
+                places = positions(term, chosen)
+                if not np.array_equal(places, np.arange(tensor.shape[dim])):
+                    tensor = tensor.index_select(dim, torch.as_tensor(places).to(tensor.device))
+            tensors[name] = tensor.requires_grad_(tensors[name].requires_grad)
+    return program.replace(graph=resize_graph(program.axes, sizes), tensors=tensors)
+
+
+def positions(term: Term, chosen: Groups, part: Mapping[Atom, int] | None = None) -> Positions:
+    """For every position of a dimension after regrouping the one that it had before. `part` says which of the heads
+    made of one the dimension belongs to, as far as outer dimensions tell.
+
+    Raises Refusal where query heads stand without, or before, the heads of keys that they use."""
+    part = part or {}
+    queries = dict(chosen.values())
+    if not any(atom in chosen or atom in queries for atom in term.atoms):
+        return np.arange(number(term))
+    if isinstance(term, Atom):
+        if term in chosen:
+            return np.repeat(np.arange(number(term)), chosen[term][1])
+        if term not in part:
+            raise Refusal(
+                found=f"query heads in another order than their groups: {term}",
+                where="the layout of heads",
+                fix="this model's groups can't be split",
+            )
+        size = number(term) // queries[term]
+        return part[term] * size + np.arange(size)
+    if isinstance(term, Sum):
+        starts = np.cumsum([0, *(number(inner) for inner in term.parts)])
+        parts = [positions(inner, chosen, part) for inner in term.parts]
+        return np.concatenate([places + start for places, start in zip(parts, starts[:-1], strict=True)])
+    first, rest = term.parts[0], Product.of(term.parts[1:]) if len(term.parts) > 1 else UNIT
+    if isinstance(first, Atom) and first in chosen:
+        query, copies = chosen[first]
+        inner = [positions(rest, chosen, {**part, query: copy}) for copy in range(copies)]
+        blocks = [head * number(rest) + places for head in range(number(first)) for places in inner]
+        return np.concatenate(blocks)
+    outer, inner_places = positions(first, chosen, part), positions(rest, chosen, part)
+    return (outer[:, None] * number(rest) + inner_places[None, :]).reshape(-1)
+
+
+def moved(terms: tuple[Term, ...], chosen: Groups) -> bool:
+    """Whether a tensor with these dimensions changes at all: not where heads of keys stand right before the query heads
+    that use them."""
+    return any(not _whole(term, chosen) for term in terms)
+
+
+def _whole(term: Term, chosen: Groups) -> bool:
+    queries = {query for query, _ in chosen.values()}
+    if isinstance(term, Atom):
+        return term not in chosen and term not in queries
+    if isinstance(term, Sum):
+        return all(_whole(part, chosen) for part in term.parts)
+    parts = list(term.parts)
+    while parts:
+        first = parts.pop(0)
+        if isinstance(first, Atom) and first in chosen and parts[:1] == [chosen[first][0]]:
+            parts.pop(0)
+        elif not _whole(first, chosen):
+            return False
+    return True
