@@ -35,8 +35,10 @@ class Growth(Pass):
     to: int | None = option("new number of units", default=None)
     factor: float | None = option("new number of units as a multiple of the old (2 if neither is given)", default=None)
     multiple_of: int = option("round the new number of units up to a multiple of this", default=1)
-    init: Literal["scaled", "copy", "zero"] = option(
-        "free new blocks: scaled like the old weights, copies of old units with noise, or zero", default="scaled"
+    init: Literal["scaled", "copy", "zero", "mup"] = option(
+        "free new blocks: scaled like the old weights, copies of old units with noise, zero, or scaled as muP has it "
+        "for the larger fan-in",
+        default="scaled",
     )
     by: Literal["auto", "zeros", "means", "copies"] = option(
         "what keeps the function: zeros in new units, the mean of the old ones (layer norm), complete copies; "

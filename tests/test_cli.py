@@ -230,7 +230,7 @@ def test_passes_are_listed_and_described(folder):
     assert "widen" in run("passes").stdout
     assert json.loads(run("passes", "--json").stdout)["passes"][0]["claim"] == "Exact"
     text = run("passes", "widen").stdout
-    for word in ("multiple_of", "scaled | copy | zero", "claim: exact", "Statement.", "Proof.", "Reference."):
+    for word in ("multiple_of", "scaled | copy | zero | mup", "claim: exact", "Statement.", "Proof.", "Reference."):
         assert word in text
     assert json.loads(run("passes", "widen", "--json").stdout)["options"][0]["name"] == "seed"
 

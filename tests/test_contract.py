@@ -66,7 +66,7 @@ PROMISES: dict[str, Promise] = {
         ],
         [
             ("widen:to=many", "as int"), ("widen:factor=x", "as float"),
-            ("widen:init=ones", "valid: copy, scaled, zero"),
+            ("widen:init=ones", "valid: copy, mup, scaled, zero"),
             ("widen:factr=2", "'factor'"), ("widen:axis", "key=value"), ("widen:seed=1.5", "as int"),
         ],
     ),

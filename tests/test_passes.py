@@ -179,6 +179,25 @@ def test_what_an_output_shows_grows_where_asked() -> None:
     assert len(found.extended) == 1 and found.growth[0].new == 72
 
 
+def test_new_weights_scaled_as_mup_has_it() -> None:
+    """Four times the stream: what reads it starts at half the deviation in new columns, the head at a quarter; what
+    looks up, or sums over something else, as before."""
+    old = traced("llama")
+    grown = {init: WidenHidden(factor=4, init=init)(old) for init in ("scaled", "mup")}
+    assert all(
+        program.certificate and program.certificate.evidence == "proved and tested" for program in grown.values()
+    )
+
+    def ratio(name: str, dim: int) -> float:
+        new = [program.tensors[name].detach().narrow(dim, 48, 144) for program in (grown["mup"], grown["scaled"])]
+        return float(new[0].std() / new[1].std())
+
+    assert ratio("model.layers.0.mlp.up_proj.weight", 1) == pytest.approx(0.5, rel=1e-5)
+    assert ratio("model.layers.1.self_attn.k_proj.weight", 1) == pytest.approx(0.5, rel=1e-5)
+    assert ratio("lm_head.weight", 1) == pytest.approx(0.25, rel=1e-5)
+    assert ratio("model.norm.weight", 0) == pytest.approx(1, rel=1e-5)
+
+
 def test_there_are_no_groups() -> None:
     with pytest.raises(Refusal, match="no axis of the role kv_heads"):
         parse_pass("add-kv-heads")(traced("gpt2"))

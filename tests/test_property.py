@@ -294,7 +294,7 @@ def test_up_and_back_again(model: tuple[type[Vectors | Images], list[Layer]], gr
             kept[other.atom] = range(grown[axis.name].old)
     assert len(kept) == len(grown)
     rewriter = Rewriter(new)
-    rewriter.shrink(kept)
+    rewriter.prune(kept)
     back = rewriter.program
     assert back.graph == program.graph
     assert back.tensors.keys() == program.tensors.keys()

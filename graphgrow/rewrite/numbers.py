@@ -36,9 +36,9 @@ def from_sizes(axes: Axes, grown: Mapping[Atom, Dim]) -> dict[Number, float]:
 
 
 def mup_factors(program: Program, grown: Mapping[Atom, int]) -> dict[str, float]:
-    """By how much the deviation of new weights is to differ from that of the old ones, by parameter, where the number of
-    units that they sum over grows: muP's hidden weights have a variance of 1/fan-in, its output weights (what makes an
-    axis that outputs show) of 1/fan-in squared (Yang et al., arXiv 2203.03466, table 3)."""
+    """By how much the deviation of new weights is to differ from that of the old ones, by parameter, where the number
+    of units that they sum over grows: muP's hidden weights have a variance of 1/fan-in, its output weights (what makes
+    an axis that outputs show) of 1/fan-in squared (Yang et al., arXiv 2203.03466, table 3)."""
     axes, fans, last = program.axes, dict[str, float](), set[str]()
     shown = {atom for name in axes.graph.output_names for term in axes.terms.get(name, ()) for atom in term.atoms}
     for axis in axes.named:

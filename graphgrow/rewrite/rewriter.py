@@ -15,7 +15,7 @@ from graphgrow.prove import Derivation, Prover
 from graphgrow.prove.engine import Strategy
 from graphgrow.prove.silence import silenced
 from graphgrow.rewrite.depth import Copied, Place, deepen, drop
-from graphgrow.rewrite.numbers import from_sizes
+from graphgrow.rewrite.numbers import from_sizes, mup_factors
 from graphgrow.rewrite.prune import pruned, reordered, scaled_back
 from graphgrow.rewrite.regroup import Groups, regrouped
 from graphgrow.rewrite.resize import Fills, Init, literal, refuse_frozen, resize
@@ -82,7 +82,8 @@ class Rewriter:
             )
         found = derivation.assignment
         numbers = {place: literal(self.program, place) * factor for place, factor in found.numbers.items()}
-        self._resize(sizes, {}, Fills(found.blocks, init, self.seed, numbers=numbers))
+        factors = mup_factors(self.program, sizes) if init == "mup" else {}
+        self._resize(sizes, Fills(found.blocks, init, self.seed, numbers=numbers, factors=factors))
         return derivation
 
     def deepen(self, stack: Stack, plan: Sequence[Place], init: Copied = "copy") -> None:
@@ -139,14 +140,10 @@ class Rewriter:
         self.program = small
         self.edits += [f"prune {names[atom]}: {atom.size} -> {len(units)}" for atom, units in kept.items()]
 
-    def shrink(self, kept: Mapping[Atom, Sequence[int]]) -> None:
-        """Keep only the units listed of each axis. Promises nothing about the function."""
-        self._resize({atom: len(units) for atom, units in kept.items()}, kept, Fills())
-
-    def _resize(self, sizes: Mapping[Atom, int], kept: Mapping[Atom, Sequence[int]], fills: Fills) -> None:
+    def _resize(self, sizes: Mapping[Atom, int], fills: Fills) -> None:
         names = {named.atom: named.name for named in self.program.axes.named}
         _refuse_too_large(self.program, sizes)
-        self.program = resize(self.program, Resizing(sizes, kept), fills)
+        self.program = resize(self.program, Resizing(sizes), fills)
         self.edits += [f"resize {names.get(atom, atom)}: {atom.size} -> {size}" for atom, size in sizes.items()]
 
 
