@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from graphgrow.certificate import Certificate, Claim, Growth, Move, Proof, Test
-from graphgrow.errors import CheckFailed, OptionError, Refusal
+from graphgrow.errors import CheckFailed, DeadGrowth, OptionError
 from graphgrow.program import Program
 from graphgrow.verify.align import Alignment, align
 from graphgrow.verify.depth import dead_layers, prove_depth, shallower, test_depth
@@ -108,7 +108,7 @@ def _alone(found: Test, changes: str) -> Test:
 
 
 def certify(old: Program, new: Program, *, spec: str, claim: Claim, seed: int = 0) -> Certificate:
-    """The certificate of a pass. Raises CheckFailed where the claim does not hold, Refusal for a dead growth."""
+    """The certificate of a pass. Raises CheckFailed where the claim does not hold, DeadGrowth."""
     finding = _compare(old, new, seed)
     found = finding.certificate.model_copy(update={"spec": spec, "claim": claim})
     if claim != "Exact":
@@ -117,7 +117,7 @@ def certify(old: Program, new: Program, *, spec: str, claim: Claim, seed: int = 
         reasons = [evidence.why for evidence in (found.proof, found.test) if evidence and not evidence.holds]
         raise CheckFailed(found=f"a rewrite that does not keep the function: {'; '.join(reasons)}", where=spec)
     if dead := finding.dead():
-        raise Refusal(
+        raise DeadGrowth(
             found=f"a dead growth: no new parameter on {', '.join(dead[:3])} ever gets a gradient",
             where=spec,
             fix="start the free blocks with init=scaled or init=copy, or grow to a multiple of the size with by=copies",
