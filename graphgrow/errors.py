@@ -37,6 +37,10 @@ class Refusal(GraphgrowError):
     """A rewrite that can't be done on this program."""
 
 
+class DeadGrowth(Refusal):
+    """New units that could never learn."""
+
+
 class TraceError(GraphgrowError):
     """A model that can't become a program."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import ClassVar, Literal
 
 from graphgrow import sizes
 from graphgrow.axes import Atom
 from graphgrow.axes.names import Named
-from graphgrow.errors import OptionError, Refusal
+from graphgrow.errors import DeadGrowth, OptionError, Refusal
 from graphgrow.pipeline import Pass, option, select
 from graphgrow.program import Program
 from graphgrow.prove.engine import Strategy
@@ -42,7 +43,7 @@ class Growth(Pass):
     )
     by: Literal["auto", "zeros", "means", "copies"] = option(
         "what keeps the function: zeros in new units, the mean of the old ones (layer norm), complete copies; "
-        "auto: the first of these that is proved",
+        "auto: the first of these that is proved, copies where new units could never learn otherwise",
         default="auto",
     )
 
@@ -63,6 +64,17 @@ class Growth(Pass):
             raise OptionError(found=f"{name}:to={self.to}", fix="give a positive number of units")
         if self.multiple_of < 1:
             raise OptionError(found=f"{name}:multiple_of={self.multiple_of}", fix="give a positive number")
+
+    def __call__(self, program: Program) -> Program:
+        """As any pass; with `by=auto` copies are taken where what is proved first is a dead growth."""
+        try:
+            return super().__call__(program)
+        except DeadGrowth:
+            if self.by != "auto" or self.init == "zero":
+                raise
+            with suppress(Refusal):
+                return replace(self, by="copies")(program)
+            raise
 
     @property
     def extends(self) -> bool:

@@ -8,8 +8,8 @@ sqrt(new/old).
 Proof. A score is a sum over these units: every new term has a zero factor. Rotary positions turn pairs of units:
 old pairs keep their frequencies, which are old blocks of a table, and what turns zeros is free. A norm of queries
 and of keys (QK norm) sees its mean square fall to old/new when new units are zero: eps and gains follow. Both are
-zero then, and neither ever gets a gradient: that is refused, and `by=copies` with a multiple of the size is the
-way.
+zero then, and neither ever gets a gradient: copies are the way, to a multiple of the size, and other sizes are
+refused.
 
 Reference. Gesmundo & Maile (arXiv 2308.06103), Theorem 3.4.
 """

@@ -206,6 +206,18 @@ def test_trace_writes_a_program(folder, factory):
     assert "wrote again.pt" in run("trace", "traced.pt", "-o", "again.pt", "--mode", "eval", "--no-check").stdout
 
 
+def test_trace_keeps_the_outputs_that_are_named(folder):
+    class Two(nn.Module):
+        def forward(self, x):
+            return {"first": x.cos(), "second": x.sin()}
+
+    trace(Two(), (torch.randn(3, 4),)).save("two.pt")
+    run("trace", "two.pt", "-o", "one.pt", "--outputs", "first")
+
+    assert list(Program.load("one.pt").module()(torch.randn(2, 4))) == ["first"]
+    assert "valid: first, second" in run("trace", "two.pt", "-o", "none.pt", "--outputs", "third", code=2).stderr
+
+
 def test_trust_lets_a_pickle_be_traced(folder):
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     torch.export.save(torch.export.export(model, (torch.randn(3, 4),)), "model.pt2")

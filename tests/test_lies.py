@@ -630,6 +630,99 @@ def test_an_attention_scale_changed_without_the_keys() -> None:
     rejected(case.old, edited(case.new, row.parameter, lambda tensor: tensor.mul_(after / before)))
 
 
+# What naive growth gets wrong: each error is there (it is not rounding) and is rejected
+
+
+VISIBLE = 1e-5  # of outputs in float64; what holds deviates by 1e-14
+
+
+def in_float64(old: Program, role: str, size: int) -> Honest:
+    """Grown and stored in float64: factors are rounded by nothing that is seen."""
+    old = old.to("float64")
+    (axis,) = (axis for axis in old.axes.named if axis.role == role)
+    rewriter = Rewriter(old)
+    rewriter.grow({axis.atom: size})
+    return Honest(old, rewriter.program, passes(old, rewriter.program))
+
+
+def visibly_wrong(case: Honest, wrong: Program) -> None:
+    """The lie is rejected by proof and test, and outputs are off by more than rounding in float32; the honest program's
+    are not off."""
+    inputs = case.old.example()
+    outputs = [permutation.run(program, inputs) for program in (case.old, case.new, wrong)]
+    honest_off, off = (max(float((a - b).abs().max()) for a, b in zip(outputs[0], o, strict=True)) for o in outputs[1:])
+    assert honest_off < 1e-10 and off > VISIBLE
+    rejected(case.old, wrong)
+
+
+def test_naive_hidden_growth_without_the_rule_for_epsilon() -> None:
+    """All norms keep their eps; small activations (deviation 0.01) let it show."""
+    quiet = edited(traced("llama"), "model.embed_tokens.weight", lambda t: t.mul_(0.01 / t.std()))
+    case = in_float64(quiet, "hidden", 72)
+    nodes = tuple(case.old.graph[n.name] if other_number(case, n) else n for n in case.new.graph.nodes)
+    kept = [replace(old, type=new.type) for old, new in zip(nodes, case.new.graph.nodes, strict=True)]
+    visibly_wrong(case, case.new.replace(graph=replace(case.new.graph, nodes=tuple(kept))))
+
+
+def test_naive_hidden_growth_under_layer_norms() -> None:
+    """Zeros in the new units, where layer norms need the mean."""
+    case = in_float64(traced("gpt2"), "hidden", 72)
+    tensors = dict(case.new.tensors)
+    for row in rows(case, "mean"):
+        tensors[row.parameter] = tensors[row.parameter].detach().clone()
+        tensors[row.parameter].narrow(row.dim, 48, 24).zero_()
+    visibly_wrong(case, case.new.replace(tensors=tensors))
+
+
+def test_naive_key_growth_under_rotary_positions() -> None:
+    """Frequencies computed anew for the new size; or new units after all old ones: pairs lie half a head apart."""
+    case = in_float64(traced("llama"), "key", 7)  # pairs of units, from 5
+    name = next(name for name in case.new.tensors if name.endswith("inv_freq") and name in case.new.graph.parameters)
+    visibly_wrong(case, edited(case.new, name, lambda t: t.copy_(10000 ** (-torch.arange(7) / 7))))
+    old_first = torch.tensor([*range(5), *range(7, 12), 5, 6, 12, 13])
+    tensors = dict(case.new.tensors)
+    for name in tensors:
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensors[name] = tensors[name].detach().unflatten(0, (-1, 14))[:, old_first].flatten(0, 1)
+    visibly_wrong(case, case.new.replace(tensors=tensors))
+
+
+def moved(program: Program, old: Program) -> dict[str, bool]:
+    """Whether anything new in a parameter has changed after three steps of Adam."""
+    torch.manual_seed(0)
+    module = program.module().train()
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    for seed in range(3):
+        optimizer.zero_grad()
+        logits = module(**program.example(seed=seed))["logits"]
+        F.cross_entropy(logits.flatten(0, -2), torch.randint(logits.shape[-1], (logits[..., 0].numel(),))).backward()
+        optimizer.step()
+    resizing, trained = Resizing(align(old, program).sizes), program.trained(module).tensors
+    found: dict[str, bool] = {}
+    for name, terms in old.axes.parameters.items():
+        if resizing.touches(terms):
+            new = torch.ones(program.tensors[name].shape, dtype=torch.bool)
+            new.numpy()[np.ix_(*(resizing.source(term) >= 0 for term in terms))] = False
+            found[name] = bool((trained[name] != program.tensors[name])[new].any())
+    return found
+
+
+def test_new_gains_of_zero_never_learn() -> None:
+    """The paper's table has the new gains zero: the function is kept, and nothing new on the stream ever learns. With
+    gains that are not, every new block has moved after three steps."""
+    case = hidden("llama")
+    learned = moved(case.new, case.old)
+    assert len(learned) > 15 and all(learned.values())
+    gains = [row.parameter for row in rows(case, "scaled")]
+    dead = case.new
+    for name in gains:
+        dead = edited(dead, name, lambda tensor: tensor[48:].zero_())
+    passes(case.old, dead)
+    assert not any(moved(dead, case.old).values())
+    with pytest.raises(Refusal, match="dead growth"):
+        certify(case.old, dead, spec="gains of zero", claim="Exact")
+
+
 LEAST = [("gpt2", "hidden", 1.5), ("llama", "hidden", 1.5), ("bert", "hidden", 2.0), ("gpt2", "mlp", 1.5),
          ("gpt2", "key", 1.5), ("llama", "heads", 2.0), ("small_cnn", "channels", 1.5), ("mixtral", "mlp", 1.5),
          ("tied_autoencoder", "mlp", 1.5), ("densenet", "channels", 1.5)]  # fmt: skip

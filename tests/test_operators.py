@@ -30,7 +30,7 @@ KINDS = sorted({row.kind for row in ops.TABLE.values()})
 # Kinds of operators that no axis grows through in any program here: frozen, or the proof does not see through them.
 REFUSED = {
     "counter", "diagonal", "index_add", "index_put", "input", "loss", "meshgrid", "opaque", "pixel_shuffle",
-    "pixel_unshuffle", "scatter", "searchsorted", "view_as_complex", "view_as_real",
+    "pixel_unshuffle", "scatter", "searchsorted",
 }  # fmt: skip
 BLIND = {"aten.all.default", "aten.all.dims", "aten.any.default"}  # one more number that is not zero changes nothing
 

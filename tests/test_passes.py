@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from graphgrow.certificate import Certificate
-from graphgrow.errors import Refusal
+from graphgrow.errors import DeadGrowth, Refusal
 from graphgrow.pipeline import Pass, Pipeline, parse_pass
 from graphgrow.program import Program
 from graphgrow.tracing import trace
@@ -91,10 +91,11 @@ def test_the_scale_of_attention_follows_where_asked() -> None:
 
 
 def test_query_and_key_norms_need_copies() -> None:
-    """New zeros in both would never get a gradient; copies at a multiple do."""
-    with pytest.raises(Refusal, match="dead growth"):
-        WidenKeys()(traced("qwen3"))
-    certified(WidenKeys(by="copies")(traced("qwen3")))
+    """New zeros in both would never get a gradient; copies at a multiple do, and are taken."""
+    for one in (WidenKeys(by="zeros"), WidenKeys(factor=1.4)):
+        with pytest.raises(DeadGrowth, match="with by=copies"):
+            one(traced("qwen3"))
+    assert certified(WidenKeys()(traced("qwen3"))).spec == "widen-keys:by=copies"
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama", "gpt_neox", "gemma2", "vit", "opt"])

@@ -472,7 +472,10 @@ def _other_layouts(m: Calls, op: str) -> object:
         given = (m.x(1), m.x(1))
         return m.call(op, given, indexing="ij") if op.endswith("indexing") else m.call(op, given)
     if name.startswith("view"):
-        pairs = m.call("view_as_complex", m.x(None, *m.sizes(2), 2))
+        a, b = m.sizes(2)  # the last dimension contiguous: side by side, or cut off one that grows
+        sides = (m.x(None, a, b), m.x(None, a, b))
+        whole = m.call("stack", sides, 2) if m.pick(0, 1) else m.call("reshape", m.parameter(a, 2 * b), (a, b, 2))
+        pairs = m.call("view_as_complex", whole)
         return m.call("view_as_real", m.call("mul.Tensor", pairs, m.pick(pairs, 0.5)))
     return m.call(op, m.x(None, 1, 8, 2, 3) if name == "pixel_shuffle" else m.x(None, 1, 2, 4, 2), 2)
 

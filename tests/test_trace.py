@@ -13,9 +13,10 @@ import transformers as hf
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from graphgrow.errors import FileError, GraphgrowError, OptionError, TraceError
+from graphgrow.errors import FileError, GraphgrowError, OptionError, Refusal, TraceError
 from graphgrow.program import Program
 from graphgrow.tracing import trace
+from passes import Deepen, WidenHidden
 from tests.programs import outputs, traced
 from tests.zoo import GROUPED, ZOO
 
@@ -288,6 +289,64 @@ def test_mistakes_are_told(kind, source, example, found, fix):
 
 def test_unknown_modes_are_told():
     assert "'both'" in refused(OptionError, Lazy(), (X, X), mode="bth").fix
+
+
+# --- outputs
+
+
+class Streams(nn.Module):
+    """Residual layers that give their stream, too; of each, something is computed that nobody reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def forward(self, x):
+        stream = self.into(x)
+        for layer in self.layers:
+            first, _ = torch.split(stream, [2, 4], dim=-1)
+            stream = stream + layer(stream).tanh() * first[..., :1]
+        return {"logits": self.head(stream), "streams": (stream, stream.sum(-1))}
+
+
+def test_outputs_are_chosen():
+    """What is seen in an output can't grow; where that output is left out, it can."""
+    model = Streams()
+    whole, one = trace(model, X), trace(model, X, outputs="logits")
+    with pytest.raises(Refusal, match="seen in the output"):
+        WidenHidden()(whole)
+    WidenHidden()(one)
+    found = one.module()(X)
+    assert list(found) == ["logits"] and torch.equal(found["logits"], model(X)["logits"])
+    both = trace(model, X, outputs=["streams", "logits"])
+    assert both.digest == whole.digest
+
+
+def test_outputs_of_a_tuple_are_chosen_by_position():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x.sin(), x.cos(), x.tan()
+
+    (found,) = trace(Pair(), X, outputs="1").module()(X)
+    assert torch.equal(found, X.cos())
+    assert "0, 1, 2" in refused(OptionError, Pair(), X, outputs=("0", "3")).fix
+    assert "one output" in refused(OptionError, nn.Linear(3, 2), X, outputs="logits").fix
+
+
+def test_outputs_of_a_program_are_chosen():
+    """What its journal says is said of another one."""
+    deep = Deepen(to=3)(trace(Streams(), X))
+    assert deep.journal and trace(deep) is deep
+    assert trace(deep, outputs="logits").journal == ()
+
+
+def test_what_no_output_needs_is_left_out():
+    """A piece of the stream that nobody reads does not keep layers from being found."""
+    program = trace(Streams(), X)
+    read = {name for node in program.graph.nodes for name in node.operands()} | {*program.graph.output_names}
+    assert read >= {node.name for node in program.graph.nodes}
+    assert Deepen(to=3)(program).certificate
 
 
 # --- factories, programs, pickles

@@ -237,6 +237,43 @@ UNLISTED: dict[str, Build] = {
         num_experts_per_tok=2, n_group=3, topk_group=2, n_shared_experts=1, moe_intermediate_size=28,
         experts_implementation="batched_mm",
     ),
+    # Multi-head latent attention with rotary positions as complex numbers.
+    "deepseek_v2": pretrained(
+        hf.DeepseekV2ForCausalLM, hf.DeepseekV2Config, tokens(),
+        **PLAIN, num_key_value_heads=4, q_lora_rank=22, kv_lora_rank=18, qk_nope_head_dim=10,
+        qk_rope_head_dim=6, v_head_dim=14, first_k_dense_replace=1, n_routed_experts=6,
+        num_experts_per_tok=2, n_shared_experts=1, moe_intermediate_size=28, topk_method="greedy",
+        experts_implementation="batched_mm",
+    ),
+    "granite_moe": pretrained(
+        hf.GraniteMoeForCausalLM, hf.GraniteMoeConfig, tokens(),
+        **DERIVED_HEAD, num_local_experts=5, num_experts_per_tok=2, experts_implementation="batched_mm",
+    ),
+    # Attention sinks, experts with gates and values in turns, pieces of the stream that nobody reads.
+    "gpt_oss": pretrained(
+        hf.GptOssForCausalLM, hf.GptOssConfig, tokens(),
+        **GROUPED, num_local_experts=5, num_experts_per_tok=2, sliding_window=5,
+        experts_implementation="batched_mm",
+    ),
+    # Norms after the sublayers, and of queries and keys over all heads.
+    "olmo2": pretrained(hf.Olmo2ForCausalLM, hf.Olmo2Config, tokens(mask=True), **DERIVED_HEAD),
+    # Attention and MLP side by side, layer norms, biases, partial rotary positions.
+    "phi": pretrained(hf.PhiForCausalLM, hf.PhiConfig, tokens(), **PLAIN, partial_rotary_factor=0.5),
+    "bart": pretrained(
+        hf.BartForConditionalGeneration, hf.BartConfig,
+        both(tokens(mask=True), tokens("decoder_input_ids", length=5)),
+        vocab_size=VOCAB, d_model=48, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=6, encoder_ffn_dim=80, decoder_ffn_dim=72, max_position_embeddings=37,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    ),
+    # One layer, run twice.
+    "albert": pretrained(hf.AlbertForMaskedLM, hf.AlbertConfig, tokens(mask=True), **PLAIN, embedding_size=28),
+    # Layer scale.
+    "dinov2": pretrained(
+        hf.Dinov2ForImageClassification, hf.Dinov2Config, floats("pixel_values", 3, 24, 24),
+        hidden_size=48, mlp_ratio=2, num_hidden_layers=2, num_attention_heads=4, image_size=24,
+        patch_size=8, num_labels=CLASSES,
+    ),
     "encoder_post_norm": model(lambda: hw.Encoder(VOCAB, 48, 4, 80, 2, norm_first=False), tokens("tokens")),
     "unet": model(lambda: hw.UNet(3, (10, 18, 26), CLASSES), floats("image", 3, 16, 16)),
     "mixer": model(lambda: hw.Mixer(3, 16, 4, 48, CLASSES, 2), floats("image", 3, 16, 16)),

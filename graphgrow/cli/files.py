@@ -30,6 +30,9 @@ def trace(
     ],
     out: Output = None,
     mode: Annotated[Literal["both", "eval"], typer.Option(help=_MODES)] = "both",
+    outputs: Annotated[
+        str, typer.Option(metavar="NAMES", help="Keep these outputs only, as logits.", show_default=False)
+    ] = "",
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare the program's outputs with the model's.")
     ] = True,
@@ -52,7 +55,8 @@ def trace(
             from graphgrow.report.values import cost_value, program_value
             from graphgrow.tracing import trace
 
-            program = trace(source, trust_pickle=trust_pickle, mode=mode, check=check)
+            names = [name for name in outputs.split(",") if name]
+            program = trace(source, trust_pickle=trust_pickle, mode=mode, outputs=names, check=check)
         with shown.working(f"writing {target}"):
             program.save(target)
         found = cost(program)

@@ -63,18 +63,33 @@ def grown(
             elif number == ZERO:
                 view.zero_()
             elif dims:
-                view.copy_(derived(old, terms, resizing, number, at, dims))
-            else:
-                found = multiple(number)
-                view.mul_(found.scale).add_(found.shift)
+                view.copy_(_taken(old, terms, resizing, number, at, dims))
+            if not free(number) and number != ZERO:
+                _rescale(view, number)
     return new
+
+
+def _rescale(view: Tensor, number: int) -> None:
+    """Multiply a block as its fact says, in place: beside it, memory as large would be touched again."""
+    found = multiple(number)
+    if found.scale != 1:
+        view.mul_(found.scale)
+    if found.shift != 0:
+        view.add_(found.shift)
 
 
 def derived(
     old: Tensor, terms: Sequence[Term], resizing: Resizing, number: int, at: Sequence[slice], dims: Sequence[int]
 ) -> Tensor:
     """What a fact says a new block holds at some place: copies of old units, or their mean."""
-    found = multiple(number)
+    values, found = _taken(old, terms, resizing, number, at, dims), multiple(number)
+    return values if (found.scale, found.shift) == (1, 0) else values * found.scale + found.shift
+
+
+def _taken(
+    old: Tensor, terms: Sequence[Term], resizing: Resizing, number: int, at: Sequence[slice], dims: Sequence[int]
+) -> Tensor:
+    """What `derived` gives, before it is multiplied."""
     origins = [resizing.copied(term)[part] for term, part in zip(terms, at, strict=True)]
     if kind(number) == "mean":
         for dim in dims:
@@ -83,8 +98,21 @@ def derived(
     for dim, positions in enumerate(origins):
         values = _picked(values, dim, positions)
     if kind(number) == "mean":
-        values = values.double().mean(tuple(dims), keepdim=True).to(old.dtype)
-    return values * found.scale + found.shift
+        values = _mean(values, dims)
+    return values
+
+
+def _mean(values: Tensor, dims: Sequence[int]) -> Tensor:
+    """Means over dimensions, taken in float64 of some slices at a time."""
+    kept = [dim for dim in range(values.dim()) if dim not in dims]
+    if not kept:
+        return values.double().mean(tuple(dims), keepdim=True).to(values.dtype)
+    count, parts = values.shape[kept[0]], list[Tensor]()
+    size = max(1, _BUFFER * count // max(1, values.numel()))
+    for start in range(0, count, size):
+        part = values.narrow(kept[0], start, min(size, count - start))
+        parts.append(part.double().mean(tuple(dims), keepdim=True).to(values.dtype))
+    return torch.cat(parts, kept[0])
 
 
 def _picked(values: Tensor, dim: int, positions: Positions) -> Tensor:

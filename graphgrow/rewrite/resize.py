@@ -184,11 +184,13 @@ class _Maker:
     @cached_property
     def statistics(self) -> tuple[float, float]:
         """Mean and standard deviation of what the old units hold now, of an evenly spread sample."""
-        flat = self.old.detach().reshape(-1) if self.old.is_contiguous() else self.old.detach().flatten()
+        old = _real(self.old.detach())
+        flat = old.reshape(-1) if old.is_contiguous() else old.flatten()
         sample = flat[:: max(1, flat.numel() // 1_000_000)].double() * self.now.scale + self.now.shift
         return float(sample.mean()), float(sample.std(unbiased=False))
 
     def __call__(self, view: Tensor, at: Sequence[slice], fact: int) -> None:
+        view = _real(view) if self.fills.init != "copy" else view
         if not view.is_floating_point() or (fact == ANY and self.fills.init == "zero"):
             view.zero_()
             return
@@ -204,3 +206,8 @@ class _Maker:
             view.add_(noise, alpha=self.fills.noise * deviation)
         else:
             fill_normal(view, mean * self.factor, deviation * self.factor, self.generator)
+
+
+def _real(values: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones."""
+    return torch.view_as_real(values) if values.is_complex() else values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from graphgrow.tracing.capture import Captured, bind, capture
 from graphgrow.tracing.convert import Converted, convert
 from graphgrow.tracing.guards import assumed
 from graphgrow.tracing.merge import merge
+from graphgrow.tracing.outputs import chosen, pruned
 from graphgrow.tracing.source import Model, resolve
 from graphgrow.tracing.tensors import Named, named, renamed, snapshot
 
@@ -32,23 +33,28 @@ def trace(
     *,
     trust_pickle: bool = False,
     mode: Mode = "both",
+    outputs: str | Sequence[str] = (),
     check: bool = True,
 ) -> Program:
     """Make a program of a model: the same function, with dynamic batch and sequence sizes.
 
     `source` is a module (with example inputs: a tensor, a tuple, or a dict by name), a `pkg.module:factory` that
     returns a model or (model, example inputs), a Hugging Face folder, or a program file. With `trust_pickle` also a
-    pickled module or a `.pt2`, which run code when loaded. `mode="eval"` captures evaluation only. With `check` the
-    program's outputs are compared with the model's. Raises TraceError, FileError, OptionError.
+    pickled module or a `.pt2`, which run code when loaded. `mode="eval"` captures evaluation only. `outputs` names
+    those that are kept (`"logits"`; all by default): axes seen in others can grow then. With `check` the outputs are
+    compared with the model's. Raises TraceError, FileError, OptionError.
     """
     if mode not in ("both", "eval"):
         raise OptionError.unknown("mode", str(mode), ("both", "eval"), where="trace")
     found = resolve(source, example, trust_pickle)
     if isinstance(found, Program):
-        return found
-    if isinstance(found, ExportedProgram):
-        return _from_exported(found)
-    return _from_models(found, mode, check)
+        program = found
+    elif isinstance(found, ExportedProgram):
+        program = _from_exported(found)
+    else:
+        program = _from_models(found, mode, check)
+    graph = chosen(program.graph, (outputs,) if isinstance(outputs, str) else outputs)
+    return program if graph is program.graph else program.replace(graph=pruned(graph), journal=())  # of another program
 
 
 def _from_models(found: Model, mode: Mode, check: bool) -> Program:
@@ -69,7 +75,7 @@ def _from_model(model: nn.Module, example: object, owned: bool, mode: Mode, chec
     captured = capture(model, inputs, training=mode == "both")
     graph, converted = _graph(captured)
     dtype = str(captured.dtype).removeprefix("torch.")
-    program = _assembled(renamed(graph, names.aliases), converted, names, dtype, copy=not owned)
+    program = _assembled(pruned(renamed(graph, names.aliases)), converted, names, dtype, copy=not owned)
     if check and program.has_weights:
         require_agreement(model, program, inputs)
     return program
@@ -112,4 +118,4 @@ def _from_exported(exported: ExportedProgram) -> Program:
     dtypes = {tensor.dtype for tensor in exported.parameters() if tensor.is_floating_point()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     tensors = {name: snapshot(tensor, True) for name, tensor in converted.tensors.items()}
-    return Program(converted.graph, tensors, converted.kinds, {}, str(dtype).removeprefix("torch."))
+    return Program(pruned(converted.graph), tensors, converted.kinds, {}, str(dtype).removeprefix("torch."))

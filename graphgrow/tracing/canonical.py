@@ -267,6 +267,13 @@ def _detach(draft: Draft, node: Node) -> Argument:
     return draft.append(_named(draft, node, "detach.default", node.args[0]))
 
 
+@rule("view_as_complex.default")
+def _complex(draft: Draft, node: Node) -> Argument:
+    """Of a copy: whether numbers in memory can be seen in pairs goes by their strides, which sizes elsewhere change."""
+    copy = draft.add("aten.clone.default", (node.args[0],), draft.tensor(node.args[0]), node)
+    return draft.append(_named(draft, node, "view_as_complex.default", copy))
+
+
 @rule("scaled_dot_product_attention.default")
 def _attention(draft: Draft, node: Node) -> Argument:
     query, key, value = node.args[:3]

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from torch import Tensor
 
 from graphgrow.certificate import Certificate, Claim, Growth, Move, Proof, Test
-from graphgrow.errors import CheckFailed, OptionError, Refusal
+from graphgrow.errors import CheckFailed, DeadGrowth, OptionError
 from graphgrow.program import Program
 from graphgrow.rewrite import Resizing
 from graphgrow.verify.align import Alignment, align
@@ -152,8 +152,8 @@ def certify(
     old: Program, new: Program, *, spec: str, claim: Claim, seed: int = 0, data: Sequence[Mapping[str, Tensor]] = ()
 ) -> Certificate:
     """The certificate of a pass. What claims no more than `Changes` and turns out to be exact is called so; otherwise
-    the change is measured, on `data` where there is some. Raises CheckFailed where the claim does not hold, Refusal for
-    a dead growth."""
+    the change is measured, on `data` where there is some. Raises CheckFailed where the claim does not hold,
+    DeadGrowth."""
     try:
         finding = _compare(old, new, seed)
     except CheckFailed:  # an axis of one unit is none any more: the graphs can't be laid over each other
@@ -168,7 +168,7 @@ def certify(
         reasons = [evidence.why for evidence in (found.proof, found.test) if evidence and not evidence.holds]
         raise CheckFailed(found=f"a rewrite that does not keep the function: {'; '.join(reasons)}", where=spec)
     if dead := finding.dead():
-        raise Refusal(
+        raise DeadGrowth(
             found=f"a dead growth: no new parameter on {', '.join(dead[:3])} ever gets a gradient",
             where=spec,
             fix="start the free blocks with init=scaled or init=copy, or grow to a multiple of the size with by=copies",

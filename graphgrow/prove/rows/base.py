@@ -66,16 +66,16 @@ class Context:
         self.scaled: set[str] = set()  # their nodes
         self.read: set[Number] = set()  # what the row at work has looked at
         self.proposing = False
-        self._starts = {literal.node: terms for literal, terms in axes.literals if literal.path == ("args", 2)}
+        self._starts = {(literal.node, literal.path): terms for literal, terms in axes.literals}
 
     def multiply(self, numbers: Mapping[Number, float]) -> None:
         """Take factors for numbers in the graph."""
         self.numbers.update(numbers)
         self.scaled.update(name for name, _ in numbers)
 
-    def before(self, node: Node) -> tuple[Term, ...] | None:
-        """The terms that lie before a slice."""
-        return self._starts.get(node.name)
+    def before(self, node: Node, position: int) -> tuple[Term, ...] | None:
+        """The terms that lie before a slice whose start is this argument."""
+        return self._starts.get((node.name, ("args", position)))
 
     def facts(self, argument: Argument) -> Cells:
         """The facts of a tensor operand; a number is the same everywhere."""

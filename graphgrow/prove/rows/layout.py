@@ -8,10 +8,11 @@ from math import prod
 import numpy as np
 
 from graphgrow import ops
-from graphgrow.axes import Product, Term
+from graphgrow.axes import Atom, Product, Term
 from graphgrow.graph import Argument, Node, Ref
 from graphgrow.prove.facts import ANY, CONSTANT, POSITIVE, SAME, UNDEFINED, ZERO, Cells, each, fact, join, kind, scale
 from graphgrow.prove.rows.base import Context, Flags, Value, constant, cut, flat, joined, row, settled, spread, unknown
+from graphgrow.sizes import add, sub
 
 
 @row("reshape")
@@ -106,13 +107,33 @@ def _pad(context: Context, node: Node) -> Value:
     return each(padded, facts)
 
 
-@row("stack", "slice_scatter", "select_scatter")
+@row("slice_scatter")
+def _slice_scatter(context: Context, node: Node) -> Value:
+    """Between two positions what is laid there, elsewhere what was; both where a cell lies across a position."""
+    dim, terms, before = node.args[2], context.result(node), context.before(node, 3)
+    assert isinstance(dim, int)
+    if before is None or node.argument(5, "step", 1) != 1:
+        return unknown(context, node)
+    piece = context.terms(node.args[1])[dim]
+    rest = Atom(-1, sub(sub(terms[dim].size, add(*(term.size for term in before))), piece.size))
+    pairs = context.layout.pieces(terms[dim], [*before, piece, rest])
+    facts, laid = (np.moveaxis(context.facts(argument), dim, 0) for argument in node.args[:2])
+    if pairs is None or facts.shape[1:] != laid.shape[1:]:
+        return unknown(context, node)
+    *around, inside, behind = pairs
+    kept = {whole for chosen in (*around, behind) for _, whole in chosen}
+    found = [[cells] if at in kept else [] for at, cells in enumerate(facts)]
+    for part, whole in inside:
+        found[whole].append(laid[part])
+    return np.moveaxis(np.stack([joined(cells or [old]) for cells, old in zip(found, facts, strict=True)]), 0, dim)
+
+
+@row("stack", "select_scatter")
 def _laid_together(context: Context, node: Node) -> Value:
     """Tensors side by side along a dimension that stays: cell by cell what holds for all."""
     shape = context.layout.shape(context.axes.terms[node.name])
     found = [context.facts(a) for a in flat(node.args) if isinstance(a, Ref)]
-    position = {"stack": 1, "select_scatter": 2, "slice_scatter": 2}[ops.kind(node.op)]
-    value = node.argument(position, "dim", 0)
+    value = node.argument(1 if ops.kind(node.op) == "stack" else 2, "dim", 0)
     dim = (value if isinstance(value, int) else 0) % len(shape)
     wide = [np.expand_dims(f, dim) if f.ndim < len(shape) else f for f in found]
     if shape[dim] != 1 or any(f.shape != shape for f in wide):
@@ -120,8 +141,18 @@ def _laid_together(context: Context, node: Node) -> Value:
     return joined(wide)
 
 
-@row("meshgrid", "view_as_complex", "view_as_real", "pixel_shuffle", "pixel_unshuffle", "diagonal", "index_put", "loss",
-     "searchsorted", "opaque", "unknown")  # fmt: skip
+@row("view_as_complex", "view_as_real")
+def _complex(context: Context, node: Node) -> Value:
+    """Real and imaginary part lie side by side in a dimension that never grows."""
+    facts = each(lambda f: ANY if kind(f) == "affine" else f, context.facts(node.args[0]))
+    if ops.kind(node.op) == "view_as_real":
+        return facts[..., None]
+    return facts[..., 0] if facts.shape[-1] == 1 else unknown(context, node)
+
+
+@row(
+    "meshgrid", "pixel_shuffle", "pixel_unshuffle", "diagonal", "index_put", "loss", "searchsorted", "opaque", "unknown"
+)
 def plain(context: Context, node: Node) -> Value:
     """Nothing grown in sight and all operands the same: so is the result. With one fact everywhere, that fact."""
     found = {f for name in node.operands() for f in _facts_of(context.values[name])}
@@ -203,7 +234,7 @@ def _slice(context: Context, node: Node) -> Value:
     if piece is not None and (piece.size == 0 or _one_of_each(terms[dim], piece, node.args[4])):
         return facts if piece.size != 0 else np.full(context.old(node).shape, SAME, dtype=np.int32)
     if piece is not None and node.args[4] == 1:
-        before = context.before(node)
+        before = context.before(node, 2)
         if before is not None:
             found = cut(context, facts, dim, terms[dim], [*before, piece])
             if found is not None:
