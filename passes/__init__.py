@@ -7,6 +7,7 @@ TABLE = {
     "add-kv-heads": "passes.add_kv_heads:AddKvHeads",
     "deepen": "passes.deepen:Deepen",
     "widen": "passes.widen:Widen",
+    "widen-experts": "passes.widen_experts:WidenExperts",
     "widen-hidden": "passes.widen_hidden:WidenHidden",
     "widen-keys": "passes.widen_keys:WidenKeys",
     "widen-values": "passes.widen_values:WidenValues",
@@ -17,11 +18,22 @@ if TYPE_CHECKING:
     from passes.add_kv_heads import AddKvHeads
     from passes.deepen import Deepen
     from passes.widen import Widen
+    from passes.widen_experts import WidenExperts
     from passes.widen_hidden import WidenHidden
     from passes.widen_keys import WidenKeys
     from passes.widen_values import WidenValues
 
-__all__ = ["TABLE", "AddHeads", "AddKvHeads", "Deepen", "Widen", "WidenHidden", "WidenKeys", "WidenValues"]
+__all__ = [
+    "TABLE",
+    "AddHeads",
+    "AddKvHeads",
+    "Deepen",
+    "Widen",
+    "WidenExperts",
+    "WidenHidden",
+    "WidenKeys",
+    "WidenValues",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from tests.programs import traced
 from tests.zoo import ZOO
 
 TABLE = Path(__file__).parent.parent / "docs" / "growth.md"
-PASSES = ("widen", "widen-hidden", "add-heads", "add-kv-heads", "widen-keys", "widen-values", "deepen")
+PASSES = ("widen", "widen-experts", "widen-hidden", "add-heads", "add-kv-heads", "widen-keys", "widen-values", "deepen")
 HEAD = f"""# Growth
 
 Every growth pass with its defaults (all axes or stacks it is for, twice the units or layers) on every model of the

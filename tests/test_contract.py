@@ -67,6 +67,10 @@ PROMISES: dict[str, Promise] = {
             ("widen:factr=2", "'factor'"), ("widen:axis", "key=value"), ("widen:seed=1.5", "as int"),
         ],
     ),
+    "widen-experts": Promise(
+        ["mixtral", "routed"], [{"factor": 1.5}], NO_AXIS, [{"to": 96, "init": "copy"}],
+        [({}, "`widen`"), ({"axis": "mlp"}, "leave 'mlp' to"), ({"axis": "mpl"}, "'mlp'")],
+    ),
     "add-heads": Promise(
         ATTENTION, [{"factor": 1.5}], NO_AXIS, [{"to": 12, "init": "copy"}], [({}, "axis of the role heads")]
     ),
