@@ -6,6 +6,7 @@ TABLE = {
     "add-heads": "passes.add_heads:AddHeads",
     "add-kv-heads": "passes.add_kv_heads:AddKvHeads",
     "deepen": "passes.deepen:Deepen",
+    "duplicate-experts": "passes.duplicate_experts:DuplicateExperts",
     "widen": "passes.widen:Widen",
     "widen-experts": "passes.widen_experts:WidenExperts",
     "widen-hidden": "passes.widen_hidden:WidenHidden",
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from passes.add_heads import AddHeads
     from passes.add_kv_heads import AddKvHeads
     from passes.deepen import Deepen
+    from passes.duplicate_experts import DuplicateExperts
     from passes.widen import Widen
     from passes.widen_experts import WidenExperts
     from passes.widen_hidden import WidenHidden
@@ -28,6 +30,7 @@ __all__ = [
     "AddHeads",
     "AddKvHeads",
     "Deepen",
+    "DuplicateExperts",
     "Widen",
     "WidenExperts",
     "WidenHidden",

@@ -15,7 +15,17 @@ from tests.programs import traced
 from tests.zoo import ZOO
 
 TABLE = Path(__file__).parent.parent / "docs" / "growth.md"
-PASSES = ("widen", "widen-experts", "widen-hidden", "add-heads", "add-kv-heads", "widen-keys", "widen-values", "deepen")
+PASSES = (
+    "widen",
+    "widen-experts",
+    "duplicate-experts",
+    "widen-hidden",
+    "add-heads",
+    "add-kv-heads",
+    "widen-keys",
+    "widen-values",
+    "deepen",
+)
 HEAD = f"""# Growth
 
 Every growth pass with its defaults (all axes or stacks it is for, twice the units or layers) on every model of the
@@ -32,6 +42,8 @@ def cell(model: str, name: str) -> str:
     """What one pass makes of one model."""
     program = traced(model)
     grow = find(name)()
+    if name.endswith("experts") and not any(axis.role == "experts" for axis in program.axes.named):
+        return ""
     roles = getattr(type(grow), "roles", None)
     if roles is not None and not any(axis.role in roles for axis in program.axes.named):
         return ""
