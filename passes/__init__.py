@@ -7,6 +7,7 @@ TABLE = {
     "add-kv-heads": "passes.add_kv_heads:AddKvHeads",
     "deepen": "passes.deepen:Deepen",
     "duplicate-experts": "passes.duplicate_experts:DuplicateExperts",
+    "upcycle": "passes.upcycle:Upcycle",
     "widen": "passes.widen:Widen",
     "widen-experts": "passes.widen_experts:WidenExperts",
     "widen-hidden": "passes.widen_hidden:WidenHidden",
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from passes.add_kv_heads import AddKvHeads
     from passes.deepen import Deepen
     from passes.duplicate_experts import DuplicateExperts
+    from passes.upcycle import Upcycle
     from passes.widen import Widen
     from passes.widen_experts import WidenExperts
     from passes.widen_hidden import WidenHidden
@@ -31,6 +33,7 @@ __all__ = [
     "AddKvHeads",
     "Deepen",
     "DuplicateExperts",
+    "Upcycle",
     "Widen",
     "WidenExperts",
     "WidenHidden",

@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 # Models without a layer x + f(x), and those whose layers put something after the sum.
 NO_LAYERS = {
     "densenet", "small_cnn", "tied_autoencoder", "efficientnet", "unet", "squeeze_excite", "group_norm",
-    "multihead_attention", "einsum_attention", "latent_queries", "two_tower", "wide_value",
+    "multihead_attention", "einsum_attention", "latent_queries", "two_tower", "wide_value", "routed",
 }  # fmt: skip
 AFTER_THE_SUM = {"bert", "distilbert", "encoder_post_norm"}
 
