@@ -36,6 +36,7 @@ class Promise:
     text: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     renames: bool = False  # tensors, so that old state dicts have other names
     random: bool = True  # something of what it makes follows from its seed
+    again: dict[str, Any] = field(default_factory=dict[str, Any])  # other options for its own output
 
 
 WIDTHS = ["skip_mlp", "small_cnn", "tied_autoencoder", "nanogpt", "llama", "densenet"]
@@ -79,6 +80,15 @@ PROMISES: dict[str, Promise] = {
             ({"axis": "expert"}, "valid"),
         ],
         [("duplicate-experts:factor=1.5", "as int")], random=False,
+    ),
+    "upcycle": Promise(
+        ["skip_mlp", "nanogpt"], [{"experts": 3, "every": 2}], {"every": 4},
+        [{"axis": "mlp@*", "top_k": 3}, {"experts": 64, "seed": 2}],
+        [
+            ({"top_k": 1}, "at least 2"), ({"experts": 4, "top_k": 5}, "of at most"), ({"every": 0}, "positive"),
+            ({"axis": "mlp@up.0"}, "'mlp@ups.0'"), ({"axis": "hidden"}, "name another"), ({"every": 4}, "every=3"),
+        ],
+        [("upcycle:experts=some", "as int")], renames=True, again={"every": 1},
     ),
     "add-heads": Promise(
         ATTENTION, [{"factor": 1.5}], NO_AXIS, [{"to": 12, "init": "copy"}], [({}, "axis of the role heads")]
@@ -183,7 +193,7 @@ def test_the_claim_holds(name: str, index: int, model: str) -> None:
 @pytest.mark.parametrize(("name", "index", "model"), list(cases()))
 def test_its_output_is_a_valid_input(name: str, index: int, model: str) -> None:
     once = applied(name, index, model)
-    twice = made(name, index)(once)
+    twice = made(name, index, **PROMISES[name].again)(once)
     assert twice.certificate and twice.certificate.holds
     assert twice.certificate.old == once.digest
     assert [c.new for c in twice.journal] == [once.digest, twice.digest]
@@ -227,7 +237,7 @@ def test_saved_and_loaded_it_is_the_same(name: str, index: int, model: str, tmp_
 def test_the_journal_is_kept(name: str, index: int) -> None:
     model = PROMISES[name].models[0]
     program = traced(model)
-    journal = Pipeline((made(name, index), made(name, index)))(program).journal
+    journal = Pipeline((made(name, index), made(name, index, **PROMISES[name].again)))(program).journal
     assert len(journal) == 2 and journal[0] == applied(name, index, model).certificate
     assert program.journal == ()
 
