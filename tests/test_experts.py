@@ -196,6 +196,12 @@ def upcycled() -> tuple[Program, Program]:
     return old, Upcycle(experts=3)(old)
 
 
+def test_what_is_constant_and_not_new_stays() -> None:
+    """A number by which logits are multiplied is one value everywhere, and no part of a mixture."""
+    new = Upcycle(experts=3)(traced("clip"))
+    assert new.certificate and new.certificate.evidence == "proved and tested"
+
+
 @pytest.mark.parametrize("model", ["gpt2", "llama", "vit", "phi3"])
 def test_every_form_of_a_dense_mlp(model: str) -> None:
     """Weights of both layouts, gates, a fused gate, patches for tokens: all experts and all weights of routers."""

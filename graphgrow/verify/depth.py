@@ -100,7 +100,9 @@ class _Judge:
             nodes = self.new.graph.parameters
             return frozenset(n for n in self.new.tensors if n not in nodes or nodes[n].name not in places)
         have = set(before.values())
-        return frozenset(n for n, t in self.new.tensors.items() if after[n] not in have or _constant(t) is not None)
+        stay = {str(n.args[0]) for n in self.new.graph.parameters.values() if here[n.name] == places.get(n.name)}
+        odd = {n for n, t in self.new.tensors.items() if after[n] not in have or _constant(t) is not None}
+        return frozenset(odd - stay)
 
     @cached_property
     def known(self) -> tuple[Zeros, dict[str, float]]:
