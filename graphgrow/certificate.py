@@ -134,6 +134,7 @@ class Run(_Value):
 class Move(_Value):
     """Where values of an old parameter went: a block of a new one (all of it without `runs`) holds `scale` times what
     they were, as do all `copies` of it together. `fresh`: it has nothing of the old one, but belongs where that does.
+    `stacked`: the new one has a first dimension more, and the old values stand at every place of it.
     """
 
     old: str
@@ -143,6 +144,7 @@ class Move(_Value):
     copies: int = 1
     runs: tuple[tuple[Run, ...], ...] = ()  # for each dimension
     fresh: bool = False
+    stacked: bool = False
 
 
 class Certificate(_Value):

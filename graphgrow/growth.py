@@ -15,7 +15,7 @@ from graphgrow.errors import DeadGrowth, OptionError, Refusal
 from graphgrow.pipeline import Pass, option, select
 from graphgrow.program import Program
 from graphgrow.prove.engine import Strategy
-from graphgrow.rewrite import Rewriter
+from graphgrow.rewrite import Data, Rewriter
 
 AUTO = "auto"
 LARGEST = 10_000  # factor
@@ -65,15 +65,15 @@ class Growth(Pass):
         if self.multiple_of < 1:
             raise OptionError(found=f"{name}:multiple_of={self.multiple_of}", fix="give a positive number")
 
-    def __call__(self, program: Program) -> Program:
+    def __call__(self, program: Program, data: Data = ()) -> Program:
         """As any pass; with `by=auto` copies are taken where what is proved first is a dead growth."""
         try:
-            return super().__call__(program)
+            return super().__call__(program, data)
         except DeadGrowth:
             if self.by != "auto" or self.init == "zero":
                 raise
             with suppress(Refusal):
-                return replace(self, by="copies")(program)
+                return replace(self, by="copies")(program, data)
             raise
 
     @property

@@ -6,11 +6,14 @@ TABLE = {
     "add-heads": "passes.add_heads:AddHeads",
     "add-kv-heads": "passes.add_kv_heads:AddKvHeads",
     "deepen": "passes.deepen:Deepen",
+    "duplicate-experts": "passes.duplicate_experts:DuplicateExperts",
     "grow-vocab": "passes.grow_vocab:GrowVocab",
     "prune-axis": "passes.prune_axis:PruneAxis",
     "split-kv-heads": "passes.split_kv_heads:SplitKvHeads",
     "undo": "passes.undo:Undo",
+    "upcycle": "passes.upcycle:Upcycle",
     "widen": "passes.widen:Widen",
+    "widen-experts": "passes.widen_experts:WidenExperts",
     "widen-hidden": "passes.widen_hidden:WidenHidden",
     "widen-keys": "passes.widen_keys:WidenKeys",
     "widen-values": "passes.widen_values:WidenValues",
@@ -20,18 +23,21 @@ if TYPE_CHECKING:
     from passes.add_heads import AddHeads
     from passes.add_kv_heads import AddKvHeads
     from passes.deepen import Deepen
+    from passes.duplicate_experts import DuplicateExperts
     from passes.grow_vocab import GrowVocab
     from passes.prune_axis import PruneAxis
     from passes.split_kv_heads import SplitKvHeads
     from passes.undo import Undo
+    from passes.upcycle import Upcycle
     from passes.widen import Widen
+    from passes.widen_experts import WidenExperts
     from passes.widen_hidden import WidenHidden
     from passes.widen_keys import WidenKeys
     from passes.widen_values import WidenValues
 
 __all__ = [
-    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "GrowVocab", "PruneAxis", "SplitKvHeads", "Undo", "Widen",
-    "WidenHidden", "WidenKeys", "WidenValues",
+    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "GrowVocab", "PruneAxis", "SplitKvHeads", "Undo",
+    "Upcycle", "Widen", "WidenExperts", "WidenHidden", "WidenKeys", "WidenValues",
 ]  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from tests.programs import traced
 from tests.zoo import ZOO
 
 TABLE = Path(__file__).parent.parent / "docs" / "growth.md"
-PASSES = ("widen", "widen-hidden", "add-heads", "add-kv-heads", "widen-keys", "widen-values", "grow-vocab", "deepen")
+PASSES = ("widen", "widen-experts", "duplicate-experts", "widen-hidden", "add-heads", "add-kv-heads", "split-kv-heads",
+          "widen-keys", "widen-values", "grow-vocab", "deepen", "upcycle")  # fmt: skip
 HEAD = f"""# Growth
 
 Every growth pass with its defaults (all axes or stacks it is for, twice the units or layers) on every model of the
@@ -32,6 +33,8 @@ def cell(model: str, name: str) -> str:
     """What one pass makes of one model."""
     program = traced(model)
     grow = find(name)()
+    if name.endswith("experts") and not any(axis.role == "experts" for axis in program.axes.named):
+        return ""
     roles = getattr(type(grow), "roles", None)
     if roles is not None and not any(axis.role in roles for axis in program.axes.named):
         return ""
@@ -47,8 +50,9 @@ def cell(model: str, name: str) -> str:
 
 def _brief(reason: str) -> str:
     """A reason without the place: the operator, or where the axis is seen."""
-    if "no layers" in reason:
-        return "no layers"
+    for none in ("no layers", "no MLP"):
+        if none in reason:
+            return none
     reason = reason.removeprefix("no axis that can grow without changing the function: ")
     reason = reason.removeprefix("a layer that can't be made to add nothing: ")
     reason = reason.partition("can't grow without changing the function: ")[2] or reason

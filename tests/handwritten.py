@@ -411,3 +411,25 @@ class ComplexRotary(nn.Module):
         for block in self.blocks:
             x = block(x, turns)
         return self.head(x)
+
+
+class Routed(nn.Module):
+    """Softmax over all experts, then the best of them as they are: weights that do not add up to one. Every expert sees
+    every input."""
+
+    def __init__(self, inputs: int, hidden: int, inner: int, experts: int, chosen: int, classes: int) -> None:
+        super().__init__()
+        self.chosen = chosen
+        self.first, self.head = nn.Linear(inputs, hidden), nn.Linear(hidden, classes)
+        self.router = nn.Linear(hidden, experts, bias=False)
+        self.up = nn.Parameter(torch.randn(experts, hidden, inner) / hidden**0.5)
+        self.up_bias = nn.Parameter(torch.randn(experts, inner))
+        self.down = nn.Parameter(torch.randn(experts, inner, hidden) / inner**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        scores = self.router(x).softmax(-1)
+        best, experts = scores.topk(self.chosen, dim=-1)
+        weights = torch.zeros_like(scores).scatter(-1, experts, best)
+        inner = torch.relu(torch.einsum("nh,ehf->nef", x, self.up) + self.up_bias)
+        return self.head(x + torch.einsum("ne,nef,efh->nh", weights, inner, self.down))

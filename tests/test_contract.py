@@ -38,6 +38,7 @@ class Promise:
     after: tuple[str, ...] = ()  # passes that are run before
     random: bool = True  # the seed matters
     once: bool = False  # its own output leaves it nothing to do
+    again: dict[str, Any] = field(default_factory=dict[str, Any])  # other options for its own output
 
 
 WIDTHS = ["skip_mlp", "small_cnn", "tied_autoencoder", "nanogpt", "llama", "densenet"]
@@ -69,6 +70,27 @@ PROMISES: dict[str, Promise] = {
             ("widen:init=ones", "valid: copy, mup, scaled, zero"),
             ("widen:factr=2", "'factor'"), ("widen:axis", "key=value"), ("widen:seed=1.5", "as int"),
         ],
+    ),
+    "widen-experts": Promise(
+        ["mixtral", "routed"], [{"factor": 1.5}], NO_AXIS, [{"to": 96, "init": "copy"}],
+        [({}, "`widen`"), ({"axis": "mlp"}, "leave 'mlp' to"), ({"axis": "mpl"}, "'mlp'")],
+    ),
+    "duplicate-experts": Promise(
+        ["mixtral", "routed"], [{}], {}, [{"factor": 3, "axis": "experts@*"}],
+        [
+            ({}, "axis of experts"), ({"axis": "hidden"}, "axis of experts"), ({"factor": 1}, "from 2"),
+            ({"axis": "expert"}, "valid"),
+        ],
+        [("duplicate-experts:factor=1.5", "as int")], random=False,
+    ),
+    "upcycle": Promise(
+        ["skip_mlp", "nanogpt"], [{"experts": 3, "every": 2}], {"every": 4},
+        [{"axis": "mlp@*", "top_k": 3}, {"experts": 64, "seed": 2}],
+        [
+            ({"top_k": 1}, "at least 2"), ({"experts": 4, "top_k": 5}, "of at most"), ({"every": 0}, "positive"),
+            ({"axis": "mlp@up.0"}, "'mlp@ups.0'"), ({"axis": "hidden"}, "name another"), ({"every": 4}, "every=3"),
+        ],
+        [("upcycle:experts=some", "as int")], renames=True, again={"every": 1},
     ),
     "add-heads": Promise(
         ATTENTION, [{"factor": 1.5}], NO_AXIS, [{"to": 12, "init": "copy"}], [({}, "axis of the role heads")]
@@ -216,7 +238,7 @@ def test_its_output_is_a_valid_input(name: str, index: int, model: str) -> None:
         with pytest.raises(Refusal):
             made(name, index)(once)
         return
-    twice = made(name, index)(once)
+    twice = made(name, index, **PROMISES[name].again)(once)
     assert twice.certificate and twice.certificate.holds
     assert twice.certificate.old == once.digest
     assert [c.new for c in twice.journal[-2:]] == [once.digest, twice.digest]
@@ -262,8 +284,9 @@ def test_the_journal_is_kept(name: str, index: int) -> None:
     model = PROMISES[name].models[0]
     program = begun(name, model)
     before = program.journal
-    passes = [made(name, index)] * (1 if PROMISES[name].once else 2)
-    journal = Pipeline(tuple(passes))(program).journal
+    again = () if PROMISES[name].once else (made(name, index, **PROMISES[name].again),)
+    passes = (made(name, index), *again)
+    journal = Pipeline(passes)(program).journal
     assert journal[: len(before)] == before and journal[len(before)] == applied(name, index, model).certificate
     assert len(journal) == len(before) + len(passes)
     assert program.journal == before

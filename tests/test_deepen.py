@@ -28,6 +28,7 @@ torch.set_num_threads(1)
 NO_LAYERS = {
     "albert", "densenet", "small_cnn", "tied_autoencoder", "efficientnet", "unet", "squeeze_excite",
     "group_norm", "multihead_attention", "einsum_attention", "latent_queries", "two_tower", "wide_value",
+    "routed",
 }  # fmt: skip
 AFTER_THE_SUM = {"bart", "bert", "distilbert", "encoder_post_norm"}
 

@@ -41,7 +41,7 @@ EXACT = [
     ("llama", "widen-keys:factor=1.5,scale=weights"), ("gpt2", "widen-keys:factor=1.5,scale=weights"),
     ("gpt2", "add-heads:factor=1.5"), ("llama", "add-kv-heads"), ("gpt2", "widen-values:factor=1.5"),
     ("bert", "widen-hidden:factor=3,by=copies"), ("gpt2", "deepen:at=1,to=4"), ("llama", "deepen:order=stack"),
-    ("tied_autoencoder", "widen:factor=2"),
+    ("tied_autoencoder", "widen:factor=2"), ("routed", "duplicate-experts:factor=3"),
 ]  # fmt: skip
 
 

@@ -291,6 +291,7 @@ UNLISTED: dict[str, Build] = {
         lambda: hw.TwoTower(13, 17, 24, 40, 10), both(floats("left", 13), floats("right", 17)),
     ),
     "complex_rotary": model(lambda: hw.ComplexRotary(VOCAB, 48, 4, 80, 2, 37), tokens("tokens")),
+    "routed": model(lambda: hw.Routed(13, 24, 40, 5, 2, CLASSES), floats("x", 13)),
     "wide_value": model(lambda: hw.WideValue(VOCAB, 48, 4, 10, 14, 80), tokens("tokens")),
 }  # fmt: skip
 

@@ -104,6 +104,7 @@ def _look(axes: Axes) -> dict[Atom, _Facts]:
     _contractions(axes, weights, seen)
     _norm_groups(axes, seen)
     _lookups(axes, weights, seen)
+    _choices(axes, seen)
     _joins(axes, weights, seen)
     for node in axes.graph.inputs:
         for atom in _atoms(axes.terms[node.name]):
@@ -184,6 +185,18 @@ def _lookups(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict[Atom
         if ops.kind(lookup.node.op) == "embedding":
             for atom in _atoms(axes.terms[first][1:]):
                 seen[atom].emitted[parameter] = "embedding"
+
+
+def _choices(axes: Axes, seen: dict[Atom, _Facts]) -> None:
+    """Routers: the largest are taken of an axis along which matrices are stacked."""
+    for node in axes.graph.nodes:
+        if ops.kind(node.op) == "topk":
+            dim = node.argument(2, "dim", -1)
+            assert isinstance(dim, int)
+            for atom in axes.terms[next(node.operands())][dim].atoms:
+                weights = {**seen[atom].emitted, **seen[atom].contracted, **seen[atom].aligned}
+                stacked = [p for p, kind in weights.items() if kind == "contraction" and len(axes.parameters[p]) > 2]
+                seen[atom].roles["experts"] += len(stacked)
 
 
 def _factors(axes: Axes, weights: Mapping[str, tuple[str, ...]]) -> set[str]:

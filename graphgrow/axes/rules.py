@@ -110,7 +110,8 @@ def _topk(state: State, node: Node) -> Result:
     shape = list(state.shape(node.args[0]))
     dim = state.dim(node, 2, default=-1)
     kept = Axis(node.args[1]) if isinstance(node.args[1], int) and node.args[1] > 1 else UNIT
-    freeze(kept, f"{place(node)} keeps a fixed number")
+    order(kept, f"{place(node)} puts its units in order")
+    state.bind(node, ("args", 1), kept)
     state.ranges[node.name] = shape[dim]
     shape[dim] = kept
     return (tuple(shape), tuple(shape))

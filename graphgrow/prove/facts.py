@@ -9,6 +9,7 @@ and UNDEFINED is what a logarithm or a quotient makes of it.
     c * the mean    c times the mean of the original over all its units
     c * constant    both: the original does not vary along the new dimensions
     affine          c times the original plus a number, on its way to lose that number (the 1 of Gemma's 1 + gain)
+    names           of indices into complete copies: where the original names a unit, these name its copies, each once
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Cells: TypeAlias = NDArray[np.int32]
-Kind = Literal["free", "zero", "same", "mean", "constant", "affine"]
+Kind = Literal["free", "zero", "same", "mean", "constant", "affine", "names"]
 
-UNDEFINED, ANY, NONNEGATIVE, POSITIVE, ZERO, SAME, MEAN, CONSTANT = range(8)
+UNDEFINED, ANY, NONNEGATIVE, POSITIVE, ZERO, SAME, MEAN, CONSTANT, NAMES = range(9)
 _NAMES = {
     UNDEFINED: "anything, even undefined", ANY: "anything", NONNEGATIVE: "anything not negative",
     POSITIVE: "anything positive", ZERO: "zero",
@@ -43,6 +44,7 @@ _multiples: dict[Multiple, int] = {
     Multiple("same", 1.0): SAME,
     Multiple("mean", 1.0): MEAN,
     Multiple("constant", 1.0): CONSTANT,
+    Multiple("names", 1.0): NAMES,
 }
 _by_number: dict[int, Multiple] = {number: multiple for multiple, number in _multiples.items()}
 
@@ -105,7 +107,13 @@ def text(number: int) -> str:
     if number in _NAMES:
         return _NAMES[number]
     found = multiple(number)
-    what = {"same": "the same", "mean": "the mean", "constant": "the same everywhere", "affine": "the same, shifted"}
+    what = {
+        "same": "the same",
+        "mean": "the mean",
+        "constant": "the same everywhere",
+        "affine": "the same, shifted",
+        "names": "the numbers of copies",
+    }
     return what[found.kind] if found.scale == 1 else f"{found.scale:g} times {what[found.kind]}"
 
 
@@ -159,7 +167,7 @@ def plus(left: int, right: int) -> int:
     if free(left) or free(right) or ZERO in (left, right):
         return _free_sum(left, right)
     first, second = multiple(left), multiple(right)
-    if "affine" in (first.kind, second.kind) or first.scale != second.scale:
+    if {"affine", "names"} & {first.kind, second.kind} or first.scale != second.scale:
         return ANY
     if second.kind in (first.kind, "constant"):
         return left

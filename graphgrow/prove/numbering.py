@@ -1,20 +1,23 @@
 """Value numbering over two graphs: nodes with one number hold one value.
 
 A node's number stands for its operator, the numbers of what it reads, and its other arguments; a parameter's for its
-contents. Four laws bring different graphs together: x + 0 = x; an operator that does nothing to its own results
+contents. These laws bring different graphs together: x + 0 = x; an operator that does nothing to its own results
 (relu(relu(x)) = relu(x), also through max-pooling) is left out; so is a reshape to the shape from before another one;
-and all zeros of one type are equal.
+all zeros of one type are equal; contractions are einsums, and what they add is a sum; and what is the same for all
+experts is what each of them has, also when it is added up with weights that sum to one (`mixtures`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from graphgrow import ops
-from graphgrow.graph import Argument, Graph, Node, Ref
+from graphgrow.axes.contractions import equation, operands
+from graphgrow.graph import Argument, Graph, Node, Ref, TensorType
+from graphgrow.prove import mixtures
 
 _SUMS = {"aten.add.Tensor", "aten.sub.Tensor"}
 _IDEMPOTENT = {"aten.relu.default", "aten.relu6.default", "aten.hardtanh.default", "aten.clamp_min.default",
@@ -38,6 +41,8 @@ class Numbering:
 
     numbers: dict[Made, int] = field(default_factory=dict[Made, int])
     values: list[Made] = field(default_factory=list[Made])
+    alike: dict[int, int] = field(default_factory=dict[int, int])  # values that do not vary along their first dimension
+    averages: list[str] = field(default_factory=list[str])  # nodes that are what all experts have
 
     def number(self, value: Made) -> int:
         if value not in self.numbers:
@@ -45,9 +50,16 @@ class Numbering:
             self.values.append(value)
         return self.numbers[value]
 
-    def graph(self, graph: Graph, contents: Mapping[str, Hashable], zeros: Set[str]) -> dict[str, int]:
+    def graph(
+        self,
+        graph: Graph,
+        contents: Mapping[str, Hashable],
+        zeros: Set[str],
+        slices: Mapping[str, Hashable] | None = None,
+    ) -> dict[str, int]:
         """The number of every node that outputs and counters need. `contents` says what each tensor holds, by name;
-        `zeros` names the nodes that are zero."""
+        `zeros` names the nodes that are zero; `slices` says what tensors hold at every place of their first dimension,
+        where that is the same."""
         found: dict[str, int] = {}
         draws = Counter[Made]()
         live = needed(graph, zeros)
@@ -58,23 +70,52 @@ class Numbering:
                 found[node.name] = self.number(Made("zero", -1, None, node.type))
             elif node.op == "parameter":
                 found[node.name] = self.number(Made("tensor", -1, contents[str(node.args[0])], node.type))
+                if (one := (slices or {}).get(str(node.args[0]))) is not None:
+                    self.alike[found[node.name]] = self.number(
+                        Made("tensor", -1, one, mixtures.without_first(node.type))
+                    )
             elif node.op == "input":
                 found[node.name] = self.number(Made("input", -1, node.name, node.type))
             elif (stays := summand(graph, node, zeros)) is not None:
                 found[node.name] = found[stays]
             else:
-                found[node.name] = self._computed(node, found, draws)
+                found[node.name] = self._mixed(graph, node, found, draws)
         return found
 
+    def _mixed(self, graph: Graph, node: Node, found: Mapping[str, int], draws: Counter[Made]) -> int:
+        """The number of a node; of one that is the same for all experts through what each has."""
+        alike = {name: self.alike[found[name]] for name in node.operands() if found[name] in self.alike}
+        one = mixtures.of_one(graph, node, alike) if alike else None
+        if one is not None:
+            value = self._computed(one, {**found, **alike}, draws)
+            number = self.number(Made("alike", value, None, node.type))
+            self.alike[number] = value
+            return number
+        summed = mixtures.summed(node)
+        average = mixtures.average(self.values, self.alike, found[summed]) if summed else None
+        if average is not None and self.values[average].type == node.type:
+            self.averages.append(node.name)
+            return average
+        return self._computed(node, found, draws)
+
     def _computed(self, node: Node, found: Mapping[str, int], draws: Counter[Made]) -> int:
+        pointwise = ops.kind(node.op) == "pointwise" and len(list(node.operands())) > 1
+
         def read(argument: Argument) -> Hashable:
             if isinstance(argument, tuple):
                 return tuple(map(read, argument))
-            return ("value", found[argument.name]) if isinstance(argument, Ref) else (type(argument), argument)
+            if not isinstance(argument, Ref):
+                return (type(argument), argument)
+            return ("value", self._unpadded(found[argument.name]) if pointwise else found[argument.name])
 
+        if ops.kind(node.op) == "contraction" and not node.kwargs:
+            return self._contracted(node, found)
         first, rest = -1, node.args
         if rest and isinstance(rest[0], Ref):
-            first, rest = found[rest[0].name], rest[1:]
+            first = found[rest[0].name]
+            kind = self.values[first].type
+            rest = mixtures.from_the_front(node, len(kind.shape) if isinstance(kind, TensorType) else 1).args[1:]
+            first = self._unpadded(first) if pointwise else first
         value = Made(node.op, first, (read(rest), *((name, read(given)) for name, given in node.kwargs)), node.type)
         if node.op in _IDEMPOTENT and self._does_nothing(value):
             return first
@@ -86,6 +127,29 @@ class Numbering:
             draws[value] += 1
             value = value._replace(rest=(value.rest, draws[value]))
         return self.number(value)
+
+    def _contracted(self, node: Node, found: Mapping[str, int]) -> int:
+        """A contraction as an einsum over letters in the order in which they are met, and a sum with its bias."""
+        factors, bias = operands(node)
+        names = [factor.name for factor in factors if isinstance(factor, Ref)]
+        shapes = [kind.shape for name in names if isinstance(kind := self.values[found[name]].type, TensorType)]
+        inputs, output = equation(node, [len(shape) for shape in shapes])
+        letters = {letter: index for index, letter in enumerate(dict.fromkeys("".join(inputs) + output))}
+        spelled = tuple(tuple(letters[letter] for letter in text) for text in (*inputs, output))
+        product = self.number(Made("contraction", -1, (spelled, *(found[name] for name in names)), node.type))
+        if not isinstance(bias, Ref):
+            return product
+        added = self._unpadded(found[bias.name])
+        return self.number(Made("aten.add.Tensor", product, ((("value", added),),), node.type))
+
+    def _unpadded(self, number: int) -> int:
+        """A value without its first dimensions of size one: it broadcasts as it did."""
+        kind = self.values[number].type
+        if not isinstance(kind, TensorType) or not kind.shape or kind.shape[0] != 1:
+            return number
+        start = next((dim for dim, size in enumerate(kind.shape) if size != 1), len(kind.shape))
+        shape = replace(kind, shape=kind.shape[start:])
+        return self._reshaped(Made("aten.reshape.default", number, None, shape))
 
     def _reshaped(self, value: Made) -> int:
         """A reshape of a reshape is one of what that one reads, and nothing when the shape is the first one again."""

@@ -89,7 +89,7 @@ class Reader:
 
 def _size(old: Tensor, fact: int) -> float:
     """How large the values are that a mean is made of: it is rounded by theirs."""
-    return float(old.abs().max()) if kind(fact) == "mean" and old.numel() else 0.0
+    return float(old.detach().abs().max()) if kind(fact) == "mean" and old.numel() else 0.0
 
 
 def _old_part(old: Tensor, terms: Sequence[Term], resizing: Resizing, at: Sequence[slice]) -> Tensor:

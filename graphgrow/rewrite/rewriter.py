@@ -15,6 +15,7 @@ from graphgrow.prove import Derivation, Prover
 from graphgrow.prove.engine import Strategy
 from graphgrow.prove.silence import silenced
 from graphgrow.rewrite.depth import Copied, Place, deepen, drop
+from graphgrow.rewrite.experts import Mixture, Region, region, upcycle
 from graphgrow.rewrite.numbers import from_sizes, mup_factors
 from graphgrow.rewrite.prune import pruned, reordered, scaled_back
 from graphgrow.rewrite.regroup import Groups, regrouped
@@ -98,6 +99,15 @@ class Rewriter:
             silent |= silenced(self.program.graph, stack.layers[source], learned)
         self.program = deepen(self.program, stack, plan, silent, init, self.seed)
         self.edits.append(f"deepen {stack.name}: {len(stack.layers)} -> {len(plan)}")
+
+    def region(self, atom: Atom) -> Region | str:
+        """The MLP around an inner axis; or, as text, why there is none that can be stacked."""
+        return region(self.program, atom)
+
+    def upcycle(self, regions: Sequence[Region], mixture: Mixture) -> None:
+        """Put a mixture of copies in place of each MLP, with a random router."""
+        self.program = upcycle(self.program, regions, mixture, self.seed)
+        self.edits += [f"upcycle {found.exit}: {mixture.experts} experts" for found in regions]
 
     def regroup(self, chosen: Groups) -> None:
         """Repeat heads of keys and values for parts of the query heads that use them. Raises Refusal where they stand

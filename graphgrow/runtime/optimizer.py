@@ -220,6 +220,8 @@ def _moved(state: State, moves: Sequence[Move]) -> State:
         if not isinstance(value, Tensor) or value.dim() == 0:
             grown[key] = value.clone() if isinstance(value, Tensor) else value
             continue
+        if moves[0].stacked:
+            value = value.expand(moves[0].shape[0], *value.shape)
         full = _expanded(value, moves[0].shape)
         new = torch.zeros([size if f else 1 for size, f in zip(moves[0].shape, full, strict=True)], dtype=value.dtype)
         if not all(full):

@@ -16,6 +16,7 @@ from graphgrow.verify.align import Alignment, align
 from graphgrow.verify.depth import dead_layers, prove_depth, shallower, test_depth
 from graphgrow.verify.equivalence import FULL_SIZE, Pair, measure, shrunk, test
 from graphgrow.verify.gradients import dead_axes
+from graphgrow.verify.mixtures import stacks
 from graphgrow.verify.moves import kept_moves, moves, renamed
 from graphgrow.verify.proof import Proved, broken, changed, prove
 from graphgrow.verify.prune import prove_pruned, test_pruned
@@ -89,7 +90,8 @@ def _deepened(old: Program, new: Program, seed: int, weighed: bool) -> _Finding:
     if middle is not None:
         return _both(old, middle, new, seed)
     tested = test_depth(old, new, found, seed) if weighed and found.proof.holds else None
-    certificate = _certificate(old, new, found.growth, found.proof, tested, renamed(old, new, found.new))
+    mixed = tuple(move for one in found.mixtures for move in stacks(old, new, one))
+    certificate = _certificate(old, new, found.growth, found.proof, tested, mixed or renamed(old, new, found.new))
     return _Finding(certificate, lambda: dead_layers(old, new, found, seed) if weighed else [])
 
 

@@ -29,6 +29,7 @@ from graphgrow.verify.align import Alignment
 from graphgrow.verify.equivalence import FULL_SIZE, Pair, runners, sizes_to_try, trial, verdict
 from graphgrow.verify.explain import depth_steps
 from graphgrow.verify.gradients import DRAWS, gradients_of
+from graphgrow.verify.mixtures import Mixture, copies, dead_parameters, growth, mixtures, stacked
 from graphgrow.verify.reduce import first_units, shrunk_to
 
 
@@ -39,6 +40,7 @@ class Deepened:
     proof: Proof
     growth: tuple[Growth, ...]
     new: frozenset[str]
+    mixtures: tuple[Mixture, ...] = ()
 
     @property
     def constrained(self) -> frozenset[str]:
@@ -50,7 +52,8 @@ def prove_depth(old: Program, new: Program) -> Deepened:
     CheckFailed for programs whose inputs or outputs differ."""
     _same_face(old, new)
     judge = _Judge(old, new)
-    return Deepened(judge.proof(), _growth(old.graph, new.graph), judge.added)
+    grown = tuple(growth(new, found) for found in judge.mixtures) or _growth(old.graph, new.graph)
+    return Deepened(judge.proof(), grown, judge.added, judge.mixtures)
 
 
 def _same_face(old: Program, new: Program) -> None:
@@ -97,20 +100,43 @@ class _Judge:
             nodes = self.new.graph.parameters
             return frozenset(n for n in self.new.tensors if n not in nodes or nodes[n].name not in places)
         have = set(before.values())
-        return frozenset(n for n, t in self.new.tensors.items() if after[n] not in have or _constant(t) is not None)
+        stay = {str(n.args[0]) for n in self.new.graph.parameters.values() if here[n.name] == places.get(n.name)}
+        odd = {n for n, t in self.new.tensors.items() if after[n] not in have or _constant(t) is not None}
+        return frozenset(odd - stay)
+
+    @cached_property
+    def known(self) -> tuple[Zeros, dict[str, float]]:
+        """The zeros of the new program, and the constants of which they are made."""
+        constants = _silent(self.new, self.added)
+        return Zeros(self.new.axes, constants, self.new.fixed), constants
+
+    @cached_property
+    def numbers(self) -> tuple[Numbering, dict[str, int], dict[str, int]]:
+        """The numbers of all values of both graphs."""
+        numbering = Numbering()
+        before = numbering.graph(self.old.graph, self.contents[0], set(), stacked(self.old, self.old))
+        numbering.averages.clear()
+        after = numbering.graph(self.new.graph, self.contents[1], self.known[0].found(), stacked(self.new, self.old))
+        return numbering, before, after
+
+    @cached_property
+    def mixtures(self) -> tuple[Mixture, ...]:
+        """The mixtures that the new program has in place of dense parts."""
+        numbering, before, after = self.numbers
+        found = mixtures(self.new.graph, numbering, after, set(before.values()))
+        return tuple(one for one in found if one.experts)
 
     def proof(self) -> Proof:
         graph = self.new.graph
-        constants = _silent(self.new, self.added)
-        known = Zeros(self.new.axes, constants, self.new.fixed)
+        (known, constants), (_, before, after) = self.known, self.numbers
         zeros = known.found()
-        numbering = Numbering()
-        before = numbering.graph(self.old.graph, self.contents[0], set())
-        after = numbering.graph(graph, self.contents[1], zeros)
         if why := self._differs(before, after):
             return Proof(holds=False, why=why)
         steps = depth_steps(graph, known, {node.name: gone for node, gone in _left_out(graph, zeros)})
-        rows = tuple(self._constraints(known, constants, _used(graph, zeros)))
+        rows = (
+            *self._constraints(known, constants, _used(graph, zeros)),
+            *(row for one in self.mixtures for row in copies(self.new, one)),
+        )
         why = f"every output is the same value; {len(graph.nodes) - len(self.old.graph.nodes)} nodes were added"
         return Proof(holds=True, why=why, constraints=rows, steps=steps)
 
@@ -269,6 +295,8 @@ def dead_layers(old: Program, new: Program, found: Deepened, seed: int) -> list[
     count: they learn even where nothing comes out of a layer but them."""
     if old.size + new.size > FULL_SIZE:
         _, new = _shrunk_alike(old, new)
+    if found.mixtures:
+        return dead_parameters(new, {name for one in found.mixtures for name in (*one.experts, *one.others)}, seed)
     weights = {name for name in found.constrained if not is_bias(new.graph, name)}
     alive: set[str] = set()
     for draw in range(DRAWS):

@@ -33,7 +33,8 @@ def dead_axes(pair: Pair, seed: int) -> list[str]:
         for name, gradient in found.items():
             gradients[name] = gradients.get(name, torch.zeros(())) + gradient.abs()
     dead: list[str] = []
-    for atom, size in pair.alignment.sizes.items():
+    held = {atom for name in touched for term in pair.old.axes.parameters[name] for atom in term.atoms}
+    for atom, size in ((atom, size) for atom, size in pair.alignment.sizes.items() if atom in held):
         layout = Layout({atom: size})
         alive = False
         for name, gradient in gradients.items():

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from graphgrow.axes import Axes, Term
+from graphgrow import ops
+from graphgrow.axes import Atom, Axes, Term
 from graphgrow.graph import Argument, Node, Ref, TensorType
 from graphgrow.prove.cells import Layout
 from graphgrow.prove.facts import (
@@ -66,6 +67,7 @@ class Context:
         self.scaled: set[str] = set()  # their nodes
         self.read: set[Number] = set()  # what the row at work has looked at
         self.proposing = False
+        self.ranked, self.own = _ranked(axes, layout), {lookup.node.name for lookup, _ in axes.lookups if lookup.own}
         self._starts = {(literal.node, literal.path): terms for literal, terms in axes.literals}
 
     def multiply(self, numbers: Mapping[Number, float]) -> None:
@@ -123,12 +125,31 @@ class Context:
     def grown(self, terms: Sequence[Term]) -> bool:
         return any(self.layout.touches(term) for term in terms)
 
+    def by_rank(self, terms: Sequence[Term]) -> bool:
+        """Whether a dimension is of what a topk keeps, and more of it: copies stand next to each other there, and what
+        picks by position or counts finds others than before."""
+        return bool(self.ranked) and any(atom in self.ranked for term in terms for atom in term.atoms)
+
     def dims(self, node: Node, index: int, name: str = "dim") -> tuple[int, ...]:
         """A dimension argument or a list of them, all when there is none."""
         value = node.argument(index, name)
         rank = len(self.terms(node.args[0]))
         items = value if isinstance(value, tuple) else (value,)
         return tuple(item % rank for item in items if isinstance(item, int)) or tuple(range(rank))
+
+
+def _ranked(axes: Axes, layout: Layout) -> frozenset[Atom]:
+    """The grown axes of what topk operators keep, those that no parameter or input has."""
+    nodes = [node for node in axes.graph.nodes if ops.kind(node.op) == "topk"] if layout.grown else []
+    kept = {atom for node in nodes for atom in axes.several[node.name][0][along(node)].atoms} & layout.grown.keys()
+    held = [axes.terms[node.name] for node in axes.graph.nodes if kept and node.op in ("parameter", "input")]
+    return frozenset(kept.difference(atom for terms in held for term in terms for atom in term.atoms))
+
+
+def along(node: Node) -> int:
+    """The dimension along which a topk looks."""
+    dim = node.argument(2, "dim", -1)
+    return dim if isinstance(dim, int) else -1
 
 
 def spread(facts: Cells, source: Flags, target: Flags) -> Cells:

@@ -93,7 +93,9 @@ def _summed(
         repeated = any(
             kind(f) == "mean" and len(set(text)) < len(text) for f, text in zip(factors, inputs, strict=True)
         )
-        if kind(term) == "affine" or (repeated and term >= SAME):  # a mean of a matrix is none of its diagonal
+        if kind(term) in ("affine", "names") or (
+            repeated and term >= SAME
+        ):  # a mean of a matrix is none of its diagonal
             term = ANY
         over = [cells[letter][at[letter]] for letter in summed]
         if term == ZERO:

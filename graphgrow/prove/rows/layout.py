@@ -100,9 +100,9 @@ def _pad(context: Context, node: Node) -> Value:
     zero = constant in (None, 0)
 
     def padded(number: int) -> int:
-        if number == UNDEFINED or (zero and number != POSITIVE and kind(number) != "affine"):
+        if number == UNDEFINED or (zero and number != POSITIVE and kind(number) not in ("affine", "names")):
             return number
-        return number if number >= SAME and scale(number) == 1 and kind(number) != "affine" else ANY
+        return number if number >= SAME and scale(number) == 1 and kind(number) not in ("affine", "names") else ANY
 
     return each(padded, facts)
 

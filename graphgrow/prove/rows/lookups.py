@@ -6,8 +6,10 @@ import numpy as np
 
 from graphgrow import ops
 from graphgrow.graph import Node, Ref
-from graphgrow.prove.facts import ANY, CONSTANT, SAME, UNDEFINED, ZERO
+from graphgrow.prove.facts import ANY, CONSTANT, NAMES, SAME, UNDEFINED, ZERO, each, scale, scaled
 from graphgrow.prove.rows.base import Context, Value, row, settled, spread, unknown
+from graphgrow.prove.rows.pointwise import short
+from graphgrow.prove.rows.reductions import alike
 
 
 @row("embedding", "index_select", "index", "gather")
@@ -25,12 +27,17 @@ def _lookup(context: Context, node: Node) -> Value:
     out = context.result(node)
     if (facts == ZERO).all():
         return context.filled(node, ZERO, ZERO)
-    if not all(_known(context, index) for index in used):
+    over = [terms[dim] for dim in dims]
+    named = node.name in context.own and len(used) == 1 and bool((context.facts(used[0]) == NAMES).all())
+    if not named and not all(_known(context, index) for index in used):
         return unknown(context, node, UNDEFINED if (facts == UNDEFINED).any() else ANY)
-    if op == "index" and context.grown([terms[dim] for dim in dims]):
+    if (not named and op == "index" and context.grown(over)) or context.by_rank(over) or (facts == NAMES).any():
         return unknown(context, node)  # a negative index counts from the end, where the new units are
     source = context.layout.is_old(terms)
     for dim in dims:
+        if named:  # whichever of the copies
+            facts, source = alike(facts, dim), np.logical_or.reduce(source, axis=dim, keepdims=True)
+            continue
         flags = context.layout.old(terms[dim])
         kept = [(facts.take(i, axis=dim), source.take(i, axis=dim)) for i, old in enumerate(flags) if old]
         same = np.logical_and.reduce([k == kept[0][0] for k, _ in kept])
@@ -39,12 +46,16 @@ def _lookup(context: Context, node: Node) -> Value:
     if op == "gather":
         if any(size not in (1, count) for size, count in zip(facts.shape, context.old(node).shape, strict=True)):
             return unknown(context, node)  # an index that is narrower than what it picks from
+        if named:
+            return np.broadcast_to(facts, context.old(node).shape).astype(np.int32)
         return settled(spread(facts.astype(np.int32), source, context.old(node)), context.old(node))
     rest = [facts.shape[d] for d in range(facts.ndim) if d not in dims]
     width = len(out) - len(rest)
     adjacent = dims == list(range(dims[0], dims[-1] + 1))
     first = dims[0] if adjacent else 0
     shape = [*rest[:first], *[1] * width, *rest[first:]]
+    if named:
+        return np.broadcast_to(facts.reshape(shape), context.old(node).shape).astype(np.int32)
     return spread(facts.reshape(shape).astype(np.int32), source.reshape(shape), context.old(node))
 
 
@@ -61,16 +72,35 @@ def _scatter(context: Context, node: Node) -> Value:
     others = [a for a in node.args[2:] if isinstance(a, Ref)]
     shapes = (terms, *(context.terms(other) for other in others))
     along = [shape[dim] if len(shape) == len(terms) else shape[0] for shape in shapes if shape]
+    if ops.kind(node.op) == "scatter" and (context.facts(node.args[2]) == NAMES).all():
+        return _scattered(context, node, dim % len(terms))
     if len(node.args) - len(others) <= 2 and all((context.facts(a) == ZERO).all() for a in (node.args[0], *others[1:])):
         return context.filled(node, ZERO, ZERO)
     same = all((context.facts(a) == SAME).all() for a in (node.args[0], *others))
     return facts if same and not context.grown(along) else unknown(context, node)
 
 
+def _scattered(context: Context, node: Node, dim: int) -> Value:
+    """One number, or what goes with the units of a topk, put among zeros at their places: at those of all copies."""
+    base, index, source = node.args[0], node.args[2], node.args[3] if len(node.args) > 3 else None
+    zeros = isinstance(base, Ref) and short(context.axes.graph[base.name]) in ("zeros_like", "zeros", "new_zeros")
+    chosen, old = context.terms(index), context.old(node)
+    others = [(one, two) for d, (one, two) in enumerate(zip(chosen, context.result(node), strict=True)) if d != dim]
+    whole = context.by_rank([chosen[dim]]) and all(one == two for one, two in others)
+    if not (zeros and whole and node.name in context.own and "reduce" not in node.op):
+        return unknown(context, node)
+    if isinstance(source, int | float):
+        return np.full(old.shape, SAME, dtype=np.int32)
+    if context.terms(source) != chosen:
+        return unknown(context, node)
+    put = each(lambda f: scaled(scale(f)) if f >= SAME else f, alike(context.facts(source), dim))
+    return np.broadcast_to(put, old.shape).astype(np.int32)
+
+
 @row("one_hot")
 def _one_hot(context: Context, node: Node) -> Value:
     index = context.facts(node.args[0])
-    if (index != SAME).any():
+    if (index != SAME).any() or context.by_rank(context.result(node)[-1:]):
         return unknown(context, node)
     kept = np.array(context.layout.old(context.result(node)[-1]))
     return np.where(kept, index[..., None], ZERO).astype(np.int32)

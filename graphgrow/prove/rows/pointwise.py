@@ -13,6 +13,7 @@ from graphgrow.graph import Argument, ByMode, Lowest, Node, Ref
 from graphgrow.prove.facts import (
     ANY,
     CONSTANT,
+    NAMES,
     NONNEGATIVE,
     POSITIVE,
     SAME,
@@ -76,6 +77,8 @@ def _pointwise(context: Context, node: Node) -> Value:
     found = [
         context.spread(a, old) if isinstance(a, Ref) else np.full(old.shape, CONSTANT, dtype=np.int32) for a in given
     ]
+    if not (name in ("clone", "detach") or (name == "to.dtype" and node.tensor.dtype == "int64")):
+        found = [np.where(cells == NAMES, ANY, cells) for cells in found]  # numbers that are computed with
     numbers = [a for a in given if not isinstance(a, Ref)]
     if not found:
         return context.filled(node, SAME, CONSTANT)
@@ -335,6 +338,8 @@ def _made(context: Context, node: Node) -> Value:
     if name.startswith(("zeros", "new_zeros")):
         return context.filled(node, SAME, ZERO)
     even = name.startswith(("ones", "new_ones", "full", "new_full"))
+    if not even and context.by_rank(context.result(node)):
+        return context.filled(node, ANY, ANY)
     return context.filled(node, SAME, CONSTANT if even else ANY)
 
 
@@ -343,6 +348,8 @@ def _arange(context: Context, node: Node) -> Value:
     start = node.args[0] if node.op in ("aten.arange.start", "aten.arange.start_step") else 0
     step = node.args[2] if node.op == "aten.arange.start_step" else 1
     counts = all(isinstance(number, int) and number >= 0 for number in (start, step))
+    if context.by_rank(context.result(node)):
+        return context.filled(node, ANY, ANY)
     return context.filled(node, SAME, NONNEGATIVE if counts and "arange" in node.op else ANY)
 
 
