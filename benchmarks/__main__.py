@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks.measure import Row, Skipped
 
-NAMES = ("analysis", "huge", "widen_xl", "load", "module", "startup", "verify", "pipelines", "training")
+NAMES = ("analysis", "huge", "stream", "widen_xl", "load", "module", "startup", "verify", "pipelines", "training")
 FOLDER = pathlib.Path(__file__).parent
 HEADINGS = ("what", "graphgrow", "against", "ratio", "by CPU time", "target", "")
 

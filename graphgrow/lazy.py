@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from graphgrow.program import Program
+
 Load = Callable[[str], Tensor]
 
 
@@ -19,10 +21,10 @@ class Make(Protocol):
 
 class Lazy(Mapping[str, Tensor]):
     """Tensors on the meta device by name, and `load`, which gives each with its values. `origin` identifies what all
-    of them are made from."""
+    of them are made from, `before` is the program that a pass has made them from."""
 
-    def __init__(self, shapes: Mapping[str, Tensor], load: Load, origin: str) -> None:
-        self._shapes, self._load, self.origin = shapes, load, origin
+    def __init__(self, shapes: Mapping[str, Tensor], load: Load, origin: str, before: Program | None = None) -> None:
+        self._shapes, self._load, self.origin, self.before = shapes, load, origin, before
         self._last: tuple[str, Tensor] | None = None
 
     def load(self, name: str) -> Tensor:
@@ -46,3 +48,18 @@ def made(old: Mapping[str, Tensor], names: Iterable[str], make: Make) -> Mapping
     """New tensors made from old ones: now, or, where the old ones are lazy, when they are asked for."""
     tensors = {name: make(name, load=old.__getitem__) for name in names}
     return Lazy(tensors, partial(make, load=old.load), old.origin) if isinstance(old, Lazy) else tensors
+
+
+def after(old: Program, new: Program) -> Program:
+    """The program that a pass has made of another one; lazy tensors remember that."""
+    if not isinstance(new.tensors, Lazy):
+        return new
+    return new.replace(tensors=Lazy(new.tensors, new.tensors.load, new.tensors.origin, old))
+
+
+def history(program: Program) -> list[Program]:
+    """The programs that passes have made one from the other, up to this one of lazy tensors."""
+    found = [program]
+    while isinstance(found[-1].tensors, Lazy) and found[-1].tensors.before is not None:
+        found.append(found[-1].tensors.before)
+    return found[::-1]

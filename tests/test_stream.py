@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from graphgrow.atomic import UNFINISHED
 from graphgrow.cli import app
-from graphgrow.errors import ExportError, FileError, GraphgrowError, TraceError
-from graphgrow.export import export_huggingface, weights
+from graphgrow.errors import CheckFailed, ExportError, FileError, GraphgrowError, TraceError
+from graphgrow.export import export_huggingface, stream_huggingface, weights
 from graphgrow.lazy import Lazy
 from graphgrow.pipeline import Pipeline
 from graphgrow.program import Program
@@ -122,11 +122,68 @@ def test_a_folder_is_the_one_written_at_once(name: str, tmp_path: Path, monkeypa
     assert sums == {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in names - {"SHA256SUMS"}}
 
 
+# Certificates
+
+
+@pytest.mark.parametrize("name", ["llama", "llama, tied, bfloat16", "bert, copies"])
+def test_certificates_are_those_of_programs_in_memory(name: str, tmp_path: Path) -> None:
+    """`llama` doubles its keys, so that the class computes other rotary frequencies: the old ones, and free ones."""
+    make, specs = MODELS[name]
+    saved(make, tmp_path / "old")
+    whole = Pipeline.parse(specs)(trace(tmp_path / "old"))
+    lazy = Pipeline.parse(specs)(trace(tmp_path / "old", lazy=True))
+    assert {certificate.evidence for certificate in lazy.journal} == {"proved"}
+    new, _ = stream_huggingface(lazy, tmp_path / "new", tmp_path / "old")
+    for mine, expected in zip(new.journal, whole.journal, strict=True):
+        assert mine.evidence == expected.evidence == "proved and tested"
+        assert (mine.proof, mine.moves, mine.growth) == (expected.proof, expected.moves, expected.growth), mine.spec
+
+
+def spoiled(program: Program, name: str, change: Callable[[torch.Tensor], None]) -> Program:
+    """The program with something done to one of its tensors when it is made."""
+    tensors = program.tensors
+    assert isinstance(tensors, Lazy)
+
+    def load(wanted: str) -> torch.Tensor:
+        value = tensors.load(wanted)
+        if wanted == name:
+            value = value.clone()
+            change(value)
+        return value
+
+    return program.replace(tensors=Lazy(tensors, load, tensors.origin, tensors.before))
+
+
+LAYER = "model.layers.1.mlp"
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "change", "word"),
+    [
+        ("widen-hidden:to=96", f"{LAYER}.down_proj.weight", lambda value: value[95, 3].fill_(1e-7), "mixes new units"),
+        ("widen-hidden:to=96", f"{LAYER}.down_proj.weight", lambda value: value[5, 3].add_(1e-3), "other values"),
+        ("widen-hidden:to=96", "model.norm.weight", lambda value: value[5].mul_(1.001), "other values"),
+        ("widen-hidden:to=96", f"{LAYER}.up_proj.weight", lambda value: value[3, 95].fill_(torch.nan), "finite"),
+        ("deepen:to=3", "model.layers.2.mlp.down_proj.weight", lambda value: value[0, 0].fill_(1e-7), "everywhere"),
+        ("deepen:to=3", "model.layers.0.mlp.down_proj.weight", lambda value: value[0, 0].add_(1.0), "before"),
+        ("deepen:to=3", "model.layers.2.mlp.up_proj.weight", lambda value: value[0, 0].fill_(torch.inf), "finite"),
+    ],
+)  # fmt: skip
+def test_the_weights_must_be_what_the_proof_needs(
+    spec: str, name: str, change: Callable[[torch.Tensor], None], word: str, tmp_path: Path
+) -> None:
+    saved(llama, tmp_path / "old")
+    program = spoiled(Pipeline.parse([spec])(trace(tmp_path / "old", lazy=True)), name, change)
+    with pytest.raises(CheckFailed, match=word):
+        stream_huggingface(program, tmp_path / "new", tmp_path / "old")
+    assert not (tmp_path / "new" / "config.json").exists(), "nobody loads it"
+
+
 # Interrupted runs
 
 KILLED = """
 import os, signal, sys, torch
-from graphgrow.export import export_huggingface, weights
+from graphgrow.export import stream_huggingface, weights
 from graphgrow.pipeline import Pipeline
 from graphgrow.tracing import trace
 weights._SHARD = 50_000
@@ -137,7 +194,7 @@ def seen(count):
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
 program = Pipeline.parse(sys.argv[4:])(trace(sys.argv[1], lazy=True))
-export_huggingface(program, sys.argv[2], sys.argv[1], seen=seen)
+stream_huggingface(program, sys.argv[2], sys.argv[1], seen=seen)
 """
 
 
@@ -195,7 +252,7 @@ def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 export_huggingface(program, tmp_path / "new", tmp_path / "old")
             found.append(caught.value.found)
 
-    export_huggingface(program, tmp_path / "new", tmp_path / "old", seen=again)
+    stream_huggingface(program, tmp_path / "new", tmp_path / "old", seen=again)
     assert found == ["a folder that another process is writing"]
 
 

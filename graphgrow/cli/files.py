@@ -83,7 +83,7 @@ def export(
             )
         program = load(model, trust_pickle, shown)
         if folder:
-            found = huggingface(program, target, folder, shown)
+            found = huggingface(program, target, folder, shown)[1]
         else:
             with shown.working(f"writing {target} and comparing it"):
                 found = _export(program, target, opset)
@@ -116,9 +116,10 @@ def _export(program: Program, target: Path, opset: int | None) -> Written:
     return Written(f"wrote {', '.join(names)} ({size:,} bytes)", {"files": names, "bytes": size})
 
 
-def huggingface(program: Program, target: Path, like: Path, shown: Screen) -> Written:
-    """Write a Hugging Face folder, and tell what of the configuration has changed."""
-    from graphgrow.export import export_huggingface
+def huggingface(program: Program, target: Path, like: Path, shown: Screen) -> tuple[Program, Written]:
+    """Write a Hugging Face folder, and tell what of the configuration has changed. Gives the program with the
+    certificates that it has then."""
+    from graphgrow.export import export_huggingface, stream_huggingface
 
     with located(str(target)):
         if program.has_weights:
@@ -127,10 +128,12 @@ def huggingface(program: Program, target: Path, like: Path, shown: Screen) -> Wr
         else:
             total = sum(tensor.nbytes for tensor in program.tensors.values())
             with shown.counting(f"writing {target}", total) as seen:
-                changed = export_huggingface(program, target, like, seen=seen)
+                program, changed = stream_huggingface(program, target, like, seen=seen)
     lines = [f"{name}: {old} -> {new}" for name, (old, new) in changed.items()]
     text = "\n".join(["config.json", *(f"  {line}" for line in lines), "", f"wrote {target}"])
-    return Written(text, {"files": [str(target)], "config": {name: list(pair) for name, pair in changed.items()}})
+    return program, Written(
+        text, {"files": [str(target)], "config": {name: list(pair) for name, pair in changed.items()}}
+    )
 
 
 def _onnx(found: OnnxReport) -> Written:

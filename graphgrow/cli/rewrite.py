@@ -100,7 +100,8 @@ class Target:
                 with shown.working(f"writing {self.path}"):
                     new.save(self.path)
             else:
-                config = huggingface(new, self.path, self.like, shown).value["config"]
+                new, written = huggingface(new, self.path, self.like, shown)
+                config = written.value["config"]
         files = {"input": self.model, "output": None if self.dry_run else str(self.path), "dry_run": self.dry_run}
         files |= {"config": config} if config else {}
         _tell(shown, files, costs, new.journal[len(old.journal) :])

@@ -33,12 +33,13 @@ from graphgrow.export.agreement import Agreement
 from graphgrow.export.capture import prepared
 from graphgrow.export.settle import difference
 from graphgrow.export.stream import SUMS, Seen, Unfinished
-from graphgrow.export.weights import export_safetensors, index, named, split
-from graphgrow.lazy import Lazy
+from graphgrow.export.weights import Shard, export_safetensors, index, named, split
+from graphgrow.lazy import Lazy, history
 from graphgrow.program import Program
 from graphgrow.rewrite import planned
 from graphgrow.sizes import number
 from graphgrow.tracing.huggingface import Folder, quiet
+from graphgrow.verify.streamed import Witness
 
 _MOST = 256  # configurations that are computed with
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json", SUMS)
@@ -48,21 +49,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 Settled = tuple[dict[Path_, tuple[Any, Any]], dict[str, Any]]  # what has changed, by its place; the configuration
 
 
-def export_huggingface(
-    program: Program, path: str | Path, like: str | Path, *, seen: Seen = lambda count: None
-) -> dict[str, tuple[Any, Any]]:
+def export_huggingface(program: Program, path: str | Path, like: str | Path) -> dict[str, tuple[Any, Any]]:
     """Write a folder that `from_pretrained` of the class of the folder `like` loads strictly, with equal outputs (to
     within rounding). Gives what of the configuration has changed: old and new value by name. Tokenizer files and the
     like are copied. The folder appears complete or not at all.
-
-    A program traced with `lazy=True` is written tensor by tensor (`seen` is told the bytes). Its class is not run but
-    traced: its graph must be the program's. An interrupted run goes on when it is started again.
 
     Raises ExportError where no configuration of the class expresses the program, with the first tensor or output in the
     way; FileError and TraceError for a folder `like` that holds no model.
     """
     if isinstance(program.tensors, Lazy):
-        return _streamed(program, program.tensors, Path(path), Folder.read(Path(like)), seen)
+        return stream_huggingface(program, path, like)[1]
     program = prepared(program, str(path))
     origin = Folder.read(Path(like))
     names = [f"output {index}" for index, _ in enumerate(program.graph.output_names)]
@@ -91,34 +87,60 @@ def _inexpressible(origin: Folder, failure: str, target: Path) -> ExportError:
     )
 
 
-def _streamed(program: Program, tensors: Lazy, target: Path, origin: Folder, seen: Seen) -> dict[str, tuple[Any, Any]]:
-    """The folder of a program whose weights stay on the disk: its configuration first, then tensor by tensor."""
+def stream_huggingface(
+    program: Program, path: str | Path, like: str | Path, *, seen: Seen = lambda count: None
+) -> tuple[Program, dict[str, tuple[Any, Any]]]:
+    """Write the folder of a program traced with `lazy=True` tensor by tensor; `seen` is told the bytes written. Gives
+    the program with certificates that speak of the weights, which were read on the way, and what of the
+    configuration has changed. The class is not run but traced: its graph must be the program's. A run that was
+    interrupted goes on when it is started again.
+
+    Raises ExportError, FileError, TraceError as `export_huggingface` does; CheckFailed or Refusal where the weights are
+    not what the passes' proofs without them took for granted.
+    """
+    target, origin = Path(path), Folder.read(Path(like))
+    if not isinstance(program.tensors, Lazy):
+        raise ExportError(found="a program in memory", where=str(path), fix="trace the folder with lazy=True")
+    tensors, witness = program.tensors, Witness(history(program))
     kept = {name: tensors[name] for name in _wanted(program)}
     shards = named("model", split(kept))
-    plan = {
-        "graphgrow": version("graphgrow"), "torch": torch.__version__, "program": program.digest,
-        "passes": [certificate.spec for certificate in program.journal], "weights": tensors.origin,
-        "configuration": hashlib.sha256((origin.path / "config.json").read_bytes()).hexdigest(),
-        "files": {name: list(shapes) for name, shapes in shards.items()},
-    }  # fmt: skip
     metadata = {"format": "pt", "aliases": json.dumps(dict(program.aliases))}
-    changes, settings = _settled(program, tensors, origin, target)
-    with Unfinished.opened(target, plan) as folder:
-        folder.shards(shards, metadata, tensors.load, seen)
+    changes, settings = _settled(witness, origin, target)
+
+    def load(name: str) -> Tensor:
+        value = tensors.load(name)
+        witness.see(name)
+        return value
+
+    with Unfinished.opened(target, _plan(program, tensors, origin, shards)) as folder:
+        folder.shards(shards, metadata, load, seen)
+        certificates = witness.certificates()
         _copy_others(origin.path, target)
         last = {"config.json": written(settings)}
         if len(shards) > 1:
             last["model.safetensors.index.json"] = index(shards, metadata)
         folder.finish(last)
-    return {".".join(map(str, place)): pair for place, pair in changes.items()}
+    before = program.journal[: len(program.journal) - len(certificates)]
+    told = {".".join(map(str, place)): pair for place, pair in changes.items()}
+    return program.replace(journal=(*before, *certificates)), told
 
 
-def _settled(program: Program, tensors: Lazy, origin: Folder, target: Path) -> Settled:
-    """The configuration under which the class is the program, and what of it has changed."""
+def _plan(program: Program, tensors: Lazy, origin: Folder, shards: Mapping[str, Shard]) -> dict[str, Any]:
+    """What an interrupted run must have been writing for another one to go on with it."""
+    return {
+        "graphgrow": version("graphgrow"), "torch": torch.__version__, "program": program.digest,
+        "passes": [certificate.spec for certificate in program.journal], "weights": tensors.origin,
+        "configuration": hashlib.sha256((origin.path / "config.json").read_bytes()).hexdigest(),
+        "files": {name: list(shapes) for name, shapes in shards.items()},
+    }  # fmt: skip
+
+
+def _settled(witness: Witness, origin: Folder, target: Path) -> Settled:
+    """The configuration under which the class is the last program, and what of it has changed."""
     failures: list[str] = []
-    for changes, settings in _candidates(program, origin):
+    for changes, settings in _candidates(witness.programs[-1], origin):
         try:
-            failure = difference(program, tensors, origin, settings)
+            failure = difference(witness, origin, settings)
         except Exception as error:  # noqa: BLE001  a class may refuse a configuration in any way
             failure = str(error).splitlines()[0]
         if not failure:

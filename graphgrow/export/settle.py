@@ -9,8 +9,6 @@ from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from graphgrow.digest import fingerprint
 from graphgrow.graph import Argument, Graph
 from graphgrow.lazy import Lazy, Load
@@ -18,24 +16,26 @@ from graphgrow.program import Program
 from graphgrow.prove.numbering import Numbering
 from graphgrow.tracing import trace_settings
 from graphgrow.tracing.huggingface import Folder
+from graphgrow.verify.streamed import Witness
 
 DIGITS = 9  # of numbers in graphs: a class computes 1/sqrt(size) anew where a pass multiplies the old one
 
 
-def difference(program: Program, tensors: Lazy, origin: Folder, settings: dict[str, Any]) -> str:
-    """What the class with these settings does that the program, of lazy tensors, does not; empty when it is the same.
-    Raises what building and tracing the class raise."""
-    known = origin.computed(settings)
-    for name, value in known.items():
-        if name not in tensors or not torch.equal(tensors.load(name), value):
+def difference(witness: Witness, origin: Folder, settings: dict[str, Any]) -> str:
+    """What the class with these settings does that the last program does not; empty when it is the same. Raises what
+    building and tracing the class raise."""
+    program = witness.programs[-1]
+    for name, value in origin.computed(settings).items():
+        if name in program.graph.parameters and not witness.follows(name, value):
             return f"its buffer {name} has other values"
-    return _differs(program, tensors, trace_settings(origin, settings))
+    return _differs(program, trace_settings(origin, settings))
 
 
-def _differs(program: Program, tensors: Lazy, found: Program) -> str:
+def _differs(program: Program, found: Program) -> str:
     """The first value of the class that the program does not have, as text."""
+    assert isinstance(program.tensors, Lazy)
     numbering = Numbering()
-    ours = numbering.graph(_rounded(program.graph), dict(_contents(program, tensors.load)), set())
+    ours = numbering.graph(_rounded(program.graph), dict(_contents(program, program.tensors.load)), set())
     theirs = numbering.graph(_rounded(found.graph), dict(_contents(found, found.tensors.__getitem__)), set())
     pairs = zip(program.graph.output_names, found.graph.output_names, strict=True)
     if all(ours[a] == theirs[b] for a, b in pairs):

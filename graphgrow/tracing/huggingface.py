@@ -81,13 +81,19 @@ class Folder:
         config = self.config if settings is None else type(self.config).from_dict(deepcopy(settings))
         _without_cache(config)
         if getattr(config, "quantization_config", None) is not None:
-            fix = "give a folder with plain weights"
-            raise TraceError(found="quantized weights, which are not read one by one", where=str(self.path), fix=fix)
+            raise self._not_lazy("quantized weights")
         options: dict[str, Any] = {"attn_implementation": "eager"} if eager else {}
         with quiet(), torch.device("meta"):
-            return self.network._from_config(
+            model = self.network._from_config(
                 config, dtype=self.dtype, experts_implementation="batched_mm", **options
             ).train(False)  # fmt: skip
+        if model._get_dtype_plan(self.dtype):
+            raise self._not_lazy(f"a class that keeps some of its weights in float32 when others are {self.dtype}")
+        return model
+
+    def _not_lazy(self, found: str) -> TraceError:
+        fix = "load them all: --no-stream, or lazy=False"
+        return TraceError(found=f"{found}: they are not read one by one", where=str(self.path), fix=fix)
 
     def computed(self, settings: dict[str, Any] | None = None) -> dict[str, Tensor]:
         """The buffers of the class that it does not save, with the values that it gives them. (They are what is left to

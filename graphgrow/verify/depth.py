@@ -97,11 +97,11 @@ class _Judge:
             nodes = self.new.graph.parameters
             return frozenset(n for n in self.new.tensors if n not in nodes or nodes[n].name not in places)
         have = set(before.values())
-        return frozenset(n for n, t in self.new.tensors.items() if after[n] not in have or _constant(t) is not None)
+        return frozenset(n for n, t in self.new.tensors.items() if after[n] not in have or constant(t) is not None)
 
     def proof(self) -> Proof:
         graph = self.new.graph
-        constants = _silent(self.new, self.added)
+        constants = silent(self.new, self.added)
         known = Zeros(self.new.axes, constants, self.new.fixed)
         zeros = known.found()
         numbering = Numbering()
@@ -159,12 +159,12 @@ def _used(graph: Graph, zeros: set[str]) -> dict[str, str]:
     return found | {gone: f"{node.op} ({node.source or node.name})" for node, gone in _left_out(graph, zeros)}
 
 
-def _silent(program: Program, names: Set[str]) -> dict[str, float]:
+def silent(program: Program, names: Set[str]) -> dict[str, float]:
     """Of some tensors, the parameters that could make something zero, with the number they hold everywhere: zeros, and
     a number that is taken away. Without values, those that would have to."""
     found: dict[str, float] = {}
     for name in names - program.fixed:
-        value = _constant(program.tensors[name])
+        value = constant(program.tensors[name])
         if value is not None and (value == 0 or _taken_away(program.graph, name, value)):
             found[name] = value
     for layer in (layer for stack in stacks(program.graph) for layer in stack.layers):
@@ -187,7 +187,7 @@ def _taken_away(graph: Graph, parameter: str, value: float) -> bool:
     return False
 
 
-def _constant(tensor: Tensor) -> float | None:
+def constant(tensor: Tensor) -> float | None:
     """The one value that a floating tensor holds everywhere."""
     if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
         return None
@@ -203,7 +203,7 @@ def shallower(old: Program, new: Program) -> Program | None:
     parameters = {node.name: name for name, node in old.graph.parameters.items()}
     tensors = {node.name: new.tensors[name] for name, node in new.graph.parameters.items()}
     added = {name for name, node in new.graph.parameters.items() if node.name not in names}
-    constants = _silent(new, added)
+    constants = silent(new, added)
     if not constants or any(name not in tensors for name in parameters):
         return None
     contents = {name: ("name", name) for name in new.tensors}
@@ -241,8 +241,11 @@ def shallower(old: Program, new: Program) -> Program | None:
 def test_depth(old: Program, new: Program, found: Deepened, seed: int) -> Test:
     """Compare outputs and input gradients on several sizes, with random values in what the proof leaves free."""
     small = old.size + new.size > FULL_SIZE
-    if small:
-        old, new = _shrunk_alike(old, new)
+    return compared_depth(*(shrunk_alike(old, new) if small else (old, new)), found, small, seed)
+
+
+def compared_depth(old: Program, new: Program, found: Deepened, small: bool, seed: int) -> Test:
+    """The test of two programs; `small` tells that they were shrunk."""
     pair = Pair(old, new, Alignment())
     before, drawn = runners(old, old.tensors), runners(new, drawn_layers(new, found, seed))
     trials = [trial(pair, before, drawn, sizes, seed + index) for index, sizes in enumerate(sizes_to_try(old))]
@@ -268,7 +271,7 @@ def dead_layers(old: Program, new: Program, found: Deepened, seed: int) -> list[
     """The new layers none of whose constrained parameters ever gets a gradient, each by the name of one. Biases do not
     count: they learn even where nothing comes out of a layer but them."""
     if old.size + new.size > FULL_SIZE:
-        _, new = _shrunk_alike(old, new)
+        _, new = shrunk_alike(old, new)
     weights = {name for name in found.constrained if not is_bias(new.graph, name)}
     alive: set[str] = set()
     for draw in range(DRAWS):
@@ -282,7 +285,7 @@ def dead_layers(old: Program, new: Program, found: Deepened, seed: int) -> list[
     return [names[0] for names in groups if names and not alive.intersection(names)]
 
 
-def _shrunk_alike(old: Program, new: Program) -> tuple[Program, Program]:
+def shrunk_alike(old: Program, new: Program) -> tuple[Program, Program]:
     """Both programs with the first units of every axis only: of one that new layers alone have, as many."""
     kept_old = first_units(old)
     kept_new = first_units(new)

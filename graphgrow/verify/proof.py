@@ -39,23 +39,34 @@ def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
     if not alignment.grows:
         return Proved(Proof(holds=False, why="axes became smaller: nothing is promised"))
     prover = Prover(old.axes, dict(alignment.sizes), old.fixed)
-    reader = Reader(old, new, alignment)
+    reader = Reader(old.axes, old.tensors, new.tensors, alignment)
     failures: list[str] = []
     for strategy in STRATEGIES:
-        proposal, _ = propose(prover, strategy, chosen(old.graph, alignment.factors))
-        facts = reader.facts(prover, proposal)
-        if isinstance(facts, str):
-            failures.append(facts)
-            continue
-        read = Assignment(facts, alignment.factors)
-        found = prover.derive(read)
-        if found.holds:
-            rows = constraints(old.axes, found.assignment, found.needed)
-            numbers, steps = _rescaled(old, alignment), growth_steps(prover)
-            proof = Proof(holds=True, why=found.why, constraints=rows, numbers=numbers, steps=steps)
-            return Proved(proof, found.assignment, strategy, read)
-        failures.append(found.why)
+        facts = reader.facts(proposed(old, prover, strategy, alignment))
+        found = facts if isinstance(facts, str) else proved(old, prover, strategy, facts, alignment)
+        if isinstance(found, Proved):
+            return found
+        failures.append(found)
     return Proved(Proof(holds=False, why=failures[0]))
+
+
+def proposed(old: Program, prover: Prover, strategy: Strategy, alignment: Alignment) -> Assignment:
+    """What one way to keep the function wants of all blocks."""
+    return propose(prover, strategy, chosen(old.graph, alignment.factors))[0]
+
+
+def proved(
+    old: Program, prover: Prover, strategy: Strategy, facts: Mapping[Block, int], alignment: Alignment
+) -> Proved | str:
+    """The proof from facts that were read, or as text why there is none."""
+    read = Assignment(dict(facts), alignment.factors)
+    found = prover.derive(read)
+    if not found.holds:
+        return found.why
+    rows = constraints(old.axes, found.assignment, found.needed)
+    numbers, steps = _rescaled(old, alignment), growth_steps(prover)
+    proof = Proof(holds=True, why=found.why, constraints=rows, numbers=numbers, steps=steps)
+    return Proved(proof, found.assignment, strategy, read)
 
 
 def _rescaled(old: Program, alignment: Alignment) -> tuple[Rescaled, ...]:
@@ -94,7 +105,7 @@ def _fill(block: Block, fact: int) -> Fill:
 
 def changed(old: Program, new: Program, alignment: Alignment) -> str:
     """The first tensor of `new` that is no growth of the old one, as text; empty when all are."""
-    facts = Reader(old, new, alignment).facts(Prover(old.axes, dict(alignment.sizes), old.fixed), Assignment())
+    facts = Reader(old.axes, old.tensors, new.tensors, alignment).facts(Assignment())
     return facts if isinstance(facts, str) else ""
 
 
@@ -107,21 +118,21 @@ def broken(old: Program, alignment: Alignment) -> str:
 class Reader:
     """Reads what the blocks of a grown program hold."""
 
-    def __init__(self, old: Program, new: Program, alignment: Alignment) -> None:
-        self.old, self.new, self.resizing = old, new, Resizing(alignment.sizes)
+    def __init__(self, axes: Axes, old: Mapping[str, Tensor], new: Mapping[str, Tensor], alignment: Alignment) -> None:
+        self.terms, self.old, self.new, self.resizing = axes.parameters, old, new, Resizing(alignment.sizes)
         self.known: dict[tuple[Block, int], bool] = {}
 
-    def facts(self, prover: Prover, proposal: Assignment) -> dict[Block, int] | str:
+    def facts(self, proposal: Assignment) -> dict[Block, int] | str:
         """For every block a fact that its values are, if they are what is proposed that; or, as text, the parameter
         whose old block is not what it was, or whose new one holds what no number is (NaN, infinity)."""
-        without = [tensor.is_meta for tensor in (*self.old.tensors.values(), *self.new.tensors.values())]
+        without = [tensor.is_meta for tensor in (*self.old.values(), *self.new.values())]
         if any(without):
             return dict(proposal.blocks) if all(without) else "some tensors have no values: nothing can be said of them"
         touched = {block.parameter for block in proposal.blocks}
         found: dict[Block, int] = {}
-        for name, tensor in self.new.tensors.items():
-            before = self.old.tensors[name]
-            terms = self.old.axes.parameters.get(name, ())
+        for name, tensor in self.new.items():
+            before = self.old[name]
+            terms = self.terms.get(name, ())
             if not self.resizing.touches(terms) and name not in touched:
                 if before is not tensor and not same(before, tensor):
                     return f"{name} has other values than before"
@@ -134,7 +145,7 @@ class Reader:
         return found
 
     def _blocks(self, name: str, terms: Sequence[Term]) -> Iterator[tuple[Block, list[tuple[Tensor, list[slice]]]]]:
-        for cell, dims, views in view_cells(self.new.tensors[name], terms, self.resizing, self.resizing.layout):
+        for cell, dims, views in view_cells(self.new[name], terms, self.resizing, self.resizing.layout):
             yield Block(name, cell, dims), views
 
     def _fact(self, block: Block, views: Sequence[tuple[Tensor, list[slice]]], proposed: int) -> int | str:
@@ -161,8 +172,8 @@ class Reader:
             return False
         if fact == ZERO:
             return not bool(view.count_nonzero())
-        old = self.old.tensors[block.parameter]
-        terms = self.old.axes.parameters[block.parameter]
+        old = self.old[block.parameter]
+        terms = self.terms[block.parameter]
         if not block.dims and fact == SAME:
             return same(_old_part(old, terms, self.resizing, at), view)
         expected = derived(old, terms, self.resizing, fact, at, block.dims)
