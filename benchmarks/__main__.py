@@ -16,7 +16,9 @@ from rich.table import Table
 
 from benchmarks.measure import Row, Skipped
 
-NAMES = ("analysis", "huge", "widen_xl", "growth", "load", "module", "startup", "verify", "pipelines", "training")
+NAMES = (
+    "analysis", "huge", "stream", "widen_xl", "growth", "load", "module", "startup", "verify", "pipelines", "training",
+)  # fmt: skip
 FOLDER = pathlib.Path(__file__).parent
 HEADINGS = ("what", "graphgrow", "against", "ratio", "by CPU time", "target", "")
 

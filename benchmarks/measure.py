@@ -105,7 +105,7 @@ def ratio_row(what: str, times: tuple[Sequence[Time], Sequence[Time]], peer: str
     return Row(what, str(middle(ours)), f"{peer}: {middle(theirs)}", wall, cpu, **rest)
 
 
-def fresh(target: str, *arguments: str | int | float) -> Any:
+def fresh(target: str, *arguments: Any) -> Any:
     """What `module:function` returns (as JSON) for `arguments` in a new process."""
     module, _, function = target.partition(":")
     code = (

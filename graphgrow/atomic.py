@@ -12,6 +12,7 @@ from pathlib import Path
 
 from graphgrow.errors import FileError
 
+UNFINISHED = ".graphgrow-stream.json"  # is in a folder that an interrupted run can go on with
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BLOCK = 4096  # bytes; a write that failed for want of space leaves less than one block free
@@ -151,8 +152,8 @@ def _is_full(error: Exception, folder: Path) -> bool:
 
 
 def _no_space(target: Path, needed: int | None) -> FileError:
-    free = f"{_amount(shutil.disk_usage(target.parent).free)} free"
-    amounts = free if needed is None else f"{_amount(needed)} needed, {free}"
+    free = f"{amount(shutil.disk_usage(target.parent).free)} free"
+    amounts = free if needed is None else f"{amount(needed)} needed, {free}"
     return FileError(
         found=f"no space left on the disk ({amounts})",
         where=str(target),
@@ -160,7 +161,7 @@ def _no_space(target: Path, needed: int | None) -> FileError:
     )
 
 
-def _amount(count: int) -> str:
+def amount(count: int) -> str:
     """A number of bytes for people: `512 bytes`, `1.5 GB`."""
     size = float(count)
     for unit in ("bytes", "kB", "MB", "GB"):

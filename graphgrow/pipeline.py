@@ -22,6 +22,7 @@ from graphgrow.axes import Axes
 from graphgrow.axes.names import Named
 from graphgrow.certificate import Claim
 from graphgrow.errors import OptionError, located
+from graphgrow.lazy import after
 from graphgrow.program import Program
 from graphgrow.rewrite import Data, Rewriter
 from graphgrow.verify import certify
@@ -63,7 +64,7 @@ class Pass(ABC):
         rewriter = Rewriter(program, self.seed, data)
         with located(self.spec):
             self.rewrite(rewriter)
-        new = rewriter.program
+        new = after(program, rewriter.program)
         certificate = certify(program, new, spec=self.spec, claim=self.claim, seed=self.seed, data=data)
         certificate = certificate.model_copy(update={"notes": tuple(rewriter.notes)})
         return new.replace(journal=(*program.journal, certificate))

@@ -105,7 +105,13 @@ class PruneAxis(Pass):
                 raise Refusal(found=f"{self.spec}: {axis.name} has {old} units", where=axis.name, fix=fix)
             return [unit for unit in range(old) if unit not in set(self.units)]
         size = self.size(axis)
-        if not rewriter.program.has_weights or axis.atom in rewriter.program.axes.positional:
+        if not rewriter.program.has_weights:
+            raise Refusal(
+                found=f"{self.spec} of a program without weights to judge by",
+                where=axis.name,
+                fix=f"name the units that go: {self.name}:units=3+7",
+            )
+        if axis.atom in rewriter.program.axes.positional:
             return list(range(size))
         if self.score == "activation":
             score = activation(rewriter.program, axis, rewriter.data)

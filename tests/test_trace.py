@@ -443,6 +443,14 @@ def rewrite(path, **changes):
     (path / "config.json").write_text(json.dumps({**config, **changes}))
 
 
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_the_type_of_the_weights_is_not_seen_in_the_graph(kind: str) -> None:
+    """A cast to float32 does nothing in one of the two captures: which one must not matter."""
+    model, inputs = ZOO[kind].build()
+    plain = trace(model, inputs, check=False).graph
+    assert trace(model.bfloat16(), inputs, check=False).graph == plain
+
+
 @pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
 def test_broken_folders_are_told(folder, tmp_path):
     path, _ = folder

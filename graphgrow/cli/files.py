@@ -10,7 +10,7 @@ import typer
 
 from graphgrow.cli.models import beside, folder_output, load, origin, output
 from graphgrow.cli.options import AsJson, Force, Like, Model, Output, Quiet, Trust
-from graphgrow.cli.screen import screen
+from graphgrow.cli.screen import Screen, screen
 from graphgrow.errors import OptionError, located
 
 if TYPE_CHECKING:
@@ -86,8 +86,11 @@ def export(
                 found=f"--opset {opset} for a {target.suffix} file", fix="leave it out: opsets are ONNX's"
             )
         program = load(model, trust_pickle, shown)
-        with shown.working(f"writing {target} and comparing it"):
-            found = huggingface(program, target, folder) if folder else _export(program, target, opset)
+        if folder:
+            found = huggingface(program, target, folder, shown)[1]
+        else:
+            with shown.working(f"writing {target} and comparing it"):
+                found = _export(program, target, opset)
         kind = "huggingface" if folder else target.suffix[1:]
         shown.emit({"model": model, "output": str(target), "format": kind, **found.value})
         shown.show(found.text)
@@ -117,15 +120,24 @@ def _export(program: Program, target: Path, opset: int | None) -> Written:
     return Written(f"wrote {', '.join(names)} ({size:,} bytes)", {"files": names, "bytes": size})
 
 
-def huggingface(program: Program, target: Path, like: Path) -> Written:
-    """Write a Hugging Face folder, and tell what of the configuration has changed."""
-    from graphgrow.export import export_huggingface
+def huggingface(program: Program, target: Path, like: Path, shown: Screen) -> tuple[Program, Written]:
+    """Write a Hugging Face folder, and tell what of the configuration has changed. Gives the program with the
+    certificates that it has then."""
+    from graphgrow.export import export_huggingface, stream_huggingface
 
     with located(str(target)):
-        changed = export_huggingface(program, target, like)
+        if program.has_weights:
+            with shown.working(f"writing {target} and comparing it"):
+                changed = export_huggingface(program, target, like)
+        else:
+            total = sum(tensor.nbytes for tensor in program.tensors.values())
+            with shown.counting(f"writing {target}", total) as seen:
+                program, changed = stream_huggingface(program, target, like, seen=seen)
     lines = [f"{name}: {old} -> {new}" for name, (old, new) in changed.items()]
     text = "\n".join(["config.json", *(f"  {line}" for line in lines), "", f"wrote {target}"])
-    return Written(text, {"files": [str(target)], "config": {name: list(pair) for name, pair in changed.items()}})
+    return program, Written(
+        text, {"files": [str(target)], "config": {name: list(pair) for name, pair in changed.items()}}
+    )
 
 
 def _onnx(found: OnnxReport) -> Written:

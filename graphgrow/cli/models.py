@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graphgrow.atomic import UNFINISHED
 from graphgrow.errors import FileError, OptionError, located
+
+_LARGE = 0.25  # of the memory: old and new weights and what is computed on the way are several times that
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,8 +19,9 @@ if TYPE_CHECKING:
     from graphgrow.program import Program
 
 
-def load(model: str, trust_pickle: bool, screen: Screen) -> Program:
-    """The program that a MODEL argument means: read from a file, or traced. Raises GraphgrowError."""
+def load(model: str, trust_pickle: bool, screen: Screen, *, lazy: bool = False) -> Program:
+    """The program that a MODEL argument means: read from a file, or traced; with `lazy` the weights of a folder stay
+    there. Raises GraphgrowError."""
     if not model:
         raise OptionError(found="an empty name of a model", fix="name a file, a folder or pkg.module:factory")
     with screen.working(f"reading {model}"), located(model):
@@ -29,7 +33,20 @@ def load(model: str, trust_pickle: bool, screen: Screen) -> Program:
             return Program.load(model)
         from graphgrow.tracing import trace
 
-        return trace(model, trust_pickle=trust_pickle)
+        return trace(model, trust_pickle=trust_pickle, lazy=lazy)
+
+
+def streams(model: str, target: Path | None, wanted: bool | None) -> bool:
+    """Whether weights go from folder to folder tensor by tensor: as it is wanted, or, if nobody says, when they fill a
+    good part of the memory. Raises OptionError where that can't be."""
+    folders = (Path(model) / "config.json").is_file() and (target is None or not target.suffix)
+    if wanted and not folders:
+        fix = "give a Hugging Face folder, and name a folder with -o"
+        raise OptionError(found=f"--stream from {model} to {target}", fix=fix)
+    if wanted is not None or not folders:
+        return bool(wanted)
+    weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    return weights > _LARGE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def sizes(given: Sequence[str]) -> Mapping[str, int]:
@@ -107,7 +124,8 @@ def output(path: Path, inputs: Sequence[str], suffixes: Sequence[str], force: bo
 
 def folder_output(path: Path, inputs: Sequence[str], force: bool) -> Path:
     """`path`, if a folder can be written there. Raises FileError, before any work is done."""
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not force)):
+    started = (path / UNFINISHED).is_file()
+    if path.exists() and not started and (not path.is_dir() or (any(path.iterdir()) and not force)):
         fix = "name another one with -o" + (", or replace it with --force" if path.is_dir() else "")
         raise FileError(
             found=f"a {'folder' if path.is_dir() else 'file'} that exists already", where=str(path), fix=fix

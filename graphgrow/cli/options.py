@@ -42,3 +42,10 @@ Like = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream", show_default=False,
+        help="From folder to folder: one tensor in memory at a time. Default: when the weights fill a quarter of it.",
+    ),
+]  # fmt: skip

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from graphgrow.cli.files import huggingface
-from graphgrow.cli.models import batches, beside, folder_output, load, origin, output, sizes
-from graphgrow.cli.options import AsJson, Force, Like, Model, Output, Quiet, Sizes, Trust
+from graphgrow.cli.models import batches, beside, folder_output, load, origin, output, sizes, streams
+from graphgrow.cli.options import AsJson, Force, Like, Model, Output, Quiet, Sizes, Stream, Trust
 from graphgrow.cli.screen import Screen, screen
 from graphgrow.errors import OptionError, located
 
@@ -45,6 +45,7 @@ def apply(
         typer.Option("--data", metavar="FILE", help="A .safetensors file with a batch of inputs by name; several."),
     ] = [],  # noqa: B006
     at: Sizes = [],  # noqa: B006
+    stream: Stream = None,
     trust_pickle: Trust = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -52,7 +53,8 @@ def apply(
     """Rewrite a model with passes and write the result beside it, with a certificate.
 
     model.pt and --pass widen give model.widen.pt; the input stays what it is. A Hugging Face folder and -o grown give
-    a folder that the same class loads.
+    a folder that the same class loads; one larger than memory goes there tensor by tensor, and when it is interrupted
+    the same command goes on.
     """
     with screen(as_json, quiet) as shown:
         given = sizes(at)
@@ -62,7 +64,7 @@ def apply(
         target = Target.of(model, out if out is not None else beside(model, words), like, force, dry_run)
         if written is not None and written.passes is not None:
             _pipeline(written.checked(), seed, shown)  # before the model is read
-        old = load(model, trust_pickle, shown)
+        old = load(model, trust_pickle, shown, lazy=streams(model, target.path, stream))
         if written is not None:
             with located(str(recipe)):
                 pipeline = written.pipeline(old, seed)
@@ -101,11 +103,12 @@ class Target:
         costs = before, cost(new, given)
         config: dict[str, Any] = {}
         if not self.dry_run:
-            with shown.working(f"writing {self.path}"):
-                if self.like is None:
+            if self.like is None:
+                with shown.working(f"writing {self.path}"):
                     new.save(self.path)
-                else:
-                    config = huggingface(new, self.path, self.like).value["config"]
+            else:
+                new, written = huggingface(new, self.path, self.like, shown)
+                config = written.value["config"]
         files = {"input": self.model, "output": None if self.dry_run else str(self.path), "dry_run": self.dry_run}
         files |= {"config": config} if config else {}
         _tell(shown, files, costs, new.journal[len(old.journal) :])
@@ -124,6 +127,7 @@ def plan(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do and check everything, but write nothing.")] = False,
     force: Force = False,
     seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default=False)] = None,
+    stream: Stream = None,
     trust_pickle: Trust = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -134,7 +138,7 @@ def plan(
     """
     with screen(as_json, quiet) as shown:
         target = Target.of(model, out, like, force, dry_run) if out is not None else None
-        old = load(model, trust_pickle, shown)
+        old = load(model, trust_pickle, shown, lazy=streams(model, out, stream))
         from graphgrow.plan import Sizes, measured, plan
 
         wanted = Sizes(hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, head_size=head_size, mlp=mlp)

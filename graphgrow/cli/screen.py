@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -54,6 +54,21 @@ class Screen:
         with bar:
             bar.add_task(text, total=None)
             yield
+
+    @contextmanager
+    def counting(self, text: str, total: int) -> Generator[Callable[[int], None]]:
+        """Show on a terminal how many of so many bytes are done; gives what to tell further ones."""
+        if self.quiet or not self.err.is_terminal:
+            yield lambda count: None
+            return
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(),
+                       TimeRemainingColumn(), console=self.err, transient=True, redirect_stdout=False,
+                       redirect_stderr=False)  # fmt: skip
+        with bar:
+            task = bar.add_task(text, total=total)
+            yield lambda count: bar.advance(task, count)
 
 
 def _console(file: Any) -> Console:

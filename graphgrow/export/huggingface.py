@@ -11,11 +11,13 @@ appears only when the class, loaded from it strictly, gives the program's output
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import chain, combinations, product
 from math import prod
 from pathlib import Path
@@ -29,17 +31,22 @@ from graphgrow.atomic import atomic_folder
 from graphgrow.errors import CheckFailed, ExportError
 from graphgrow.export.agreement import Agreement
 from graphgrow.export.capture import prepared
-from graphgrow.export.weights import export_safetensors
+from graphgrow.export.settle import difference
+from graphgrow.export.stream import SUMS, Seen, Unfinished
+from graphgrow.export.weights import Shard, export_safetensors, index, named, split
+from graphgrow.lazy import Lazy, history
 from graphgrow.program import Program
 from graphgrow.rewrite import planned
 from graphgrow.sizes import number
 from graphgrow.tracing.huggingface import Folder, quiet
+from graphgrow.verify.streamed import Witness
 
 _MOST = 256  # configurations that are computed with
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json", SUMS)
 
 Path_ = tuple[str | int, ...]  # of a field: keys of dictionaries and places in lists
 Shapes = Mapping[str, tuple[int, ...]]
+Settled = tuple[dict[Path_, tuple[Any, Any]], dict[str, Any]]  # what has changed, by its place; the configuration
 
 
 def export_huggingface(program: Program, path: str | Path, like: str | Path) -> dict[str, tuple[Any, Any]]:
@@ -50,6 +57,8 @@ def export_huggingface(program: Program, path: str | Path, like: str | Path) -> 
     Raises ExportError where no configuration of the class expresses the program, with the first tensor or output in the
     way; FileError and TraceError for a folder `like` that holds no model.
     """
+    if isinstance(program.tensors, Lazy):
+        return stream_huggingface(program, path, like)[1]
     program = prepared(program, str(path))
     origin = Folder.read(Path(like))
     names = [f"output {index}" for index, _ in enumerate(program.graph.output_names)]
@@ -61,17 +70,88 @@ def export_huggingface(program: Program, path: str | Path, like: str | Path) -> 
         _copy_others(Path(like), folder)
         failures: list[str] = []
         for changes, settings in _candidates(program, origin):
-            (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+            (folder / "config.json").write_text(written(settings))
             failure = _disagreement(Folder.read(folder), agreement)
             if not failure:
                 return {".".join(map(str, place)): pair for place, pair in changes.items()}
             failures.append(failure)
-        raise ExportError(
-            found=f"no configuration of {origin.network.__name__} that computes this program: {failures[-1]}",
-            where=str(target),
-            fix="grow in ways that the class can express (widen-keys:scale=weights where it divides by the square root "
-            "of the head size; keys under rotary positions by whole multiples), or export safetensors",
-        )
+        raise _inexpressible(origin, failures[-1], target)
+
+
+def _inexpressible(origin: Folder, failure: str, target: Path) -> ExportError:
+    return ExportError(
+        found=f"no configuration of {origin.network.__name__} that computes this program: {failure}",
+        where=str(target),
+        fix="grow in ways that the class can express (widen-keys:scale=weights where it divides by the square root "
+        "of the head size; keys under rotary positions by whole multiples), or export safetensors",
+    )
+
+
+def stream_huggingface(
+    program: Program, path: str | Path, like: str | Path, *, seen: Seen = lambda count: None
+) -> tuple[Program, dict[str, tuple[Any, Any]]]:
+    """Write the folder of a program traced with `lazy=True` tensor by tensor; `seen` is told the bytes written. Gives
+    the program with certificates that speak of the weights, which were read on the way, and what of the
+    configuration has changed. The class is not run but traced: its graph must be the program's. A run that was
+    interrupted goes on when it is started again.
+
+    Raises ExportError, FileError, TraceError as `export_huggingface` does; CheckFailed or Refusal where the weights are
+    not what the passes' proofs without them took for granted.
+    """
+    target, origin = Path(path), Folder.read(Path(like))
+    if not isinstance(program.tensors, Lazy):
+        raise ExportError(found="a program in memory", where=str(path), fix="trace the folder with lazy=True")
+    tensors, witness = program.tensors, Witness(history(program))
+    kept = {name: tensors[name] for name in _wanted(program)}
+    shards = named("model", split(kept))
+    metadata = {"format": "pt", "aliases": json.dumps(dict(program.aliases))}
+    changes, settings = _settled(witness, origin, target)
+
+    def load(name: str) -> Tensor:
+        value = tensors.load(name)
+        witness.see(name)
+        return value
+
+    with Unfinished.opened(target, _plan(program, tensors, origin, shards)) as folder:
+        folder.shards(shards, metadata, load, seen)
+        certificates = witness.certificates()
+        _copy_others(origin.path, target)
+        last = {"config.json": written(settings)}
+        if len(shards) > 1:
+            last["model.safetensors.index.json"] = index(shards, metadata)
+        folder.finish(last)
+    before = program.journal[: len(program.journal) - len(certificates)]
+    told = {".".join(map(str, place)): pair for place, pair in changes.items()}
+    return program.replace(journal=(*before, *certificates)), told
+
+
+def _plan(program: Program, tensors: Lazy, origin: Folder, shards: Mapping[str, Shard]) -> dict[str, Any]:
+    """What an interrupted run must have been writing for another one to go on with it."""
+    return {
+        "graphgrow": version("graphgrow"), "torch": torch.__version__, "program": program.digest,
+        "passes": [certificate.spec for certificate in program.journal], "weights": tensors.origin,
+        "configuration": hashlib.sha256((origin.path / "config.json").read_bytes()).hexdigest(),
+        "files": {name: list(shapes) for name, shapes in shards.items()},
+    }  # fmt: skip
+
+
+def _settled(witness: Witness, origin: Folder, target: Path) -> Settled:
+    """The configuration under which the class is the last program, and what of it has changed."""
+    failures: list[str] = []
+    for changes, settings in _candidates(witness.programs[-1], origin):
+        try:
+            failure = difference(witness, origin, settings)
+        except Exception as error:  # noqa: BLE001  a class may refuse a configuration in any way
+            failure = str(error).splitlines()[0]
+        if not failure:
+            return changes, settings
+        failures.append(failure)
+    raise _inexpressible(origin, failures[0], target)
+
+
+def written(settings: Mapping[str, Any]) -> str:
+    """A configuration as config.json has it."""
+    return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
 
 def _copy_others(source: Path, folder: Path) -> None:
@@ -95,7 +175,7 @@ class _Field:
     likely: tuple[Any, ...]  # where no shape tells
 
 
-def _candidates(program: Program, origin: Folder) -> Iterator[tuple[dict[Path_, tuple[Any, Any]], dict[str, Any]]]:
+def _candidates(program: Program, origin: Folder) -> Iterator[Settled]:
     """Configurations of the class whose tensors have the program's names and shapes, with what has changed. Raises
     ExportError where there are none."""
     settings: dict[str, Any] = {**origin.config.to_dict(), **json.loads((origin.path / "config.json").read_text())}

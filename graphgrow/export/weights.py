@@ -54,13 +54,13 @@ def _own(tensor: Tensor) -> Tensor:
 
 def _into(folder: Path, stem: str, tensors: Shard, program: Program) -> tuple[Path, ...]:
     """Write the files into a folder; each gets its name when all are whole, the index last of all."""
-    shards = _named(stem, _shards(tensors))
+    shards = named(stem, split(tensors))
     metadata = {"format": "pt", "graphgrow.digest": program.digest, "aliases": json.dumps(dict(program.aliases))}
     with ExitStack() as stack:
         made: list[Path] = []
         if len(shards) > 1:
             made.append(folder / f"{stem}.safetensors.index.json")
-            stack.enter_context(atomic_file(made[0])).write_text(_index(shards, metadata))
+            stack.enter_context(atomic_file(made[0])).write_text(index(shards, metadata))
         for name, shard in shards.items():
             made.append(folder / name)
             place = stack.enter_context(atomic_file(made[-1], needed=_bytes(shard) + _HEADER))
@@ -76,7 +76,7 @@ def _write(shard: Shard, place: Path, metadata: Mapping[str, str], path: str) ->
         raise ExportError(found=f"tensors that safetensors can't hold: {brief(error)}", where=path, fix=fix) from error
 
 
-def _shards(tensors: Shard) -> list[Shard]:
+def split(tensors: Shard) -> list[Shard]:
     """The tensors in order, in parts of at most the size of a shard (a larger tensor is one of its own)."""
     shards: list[Shard] = [{}]
     for name, tensor in tensors.items():
@@ -86,13 +86,13 @@ def _shards(tensors: Shard) -> list[Shard]:
     return shards
 
 
-def _named(stem: str, shards: list[Shard]) -> dict[str, Shard]:
+def named(stem: str, shards: list[Shard]) -> dict[str, Shard]:
     if len(shards) == 1:
         return {f"{stem}.safetensors": shards[0]}
     return {f"{stem}-{number:05}-of-{len(shards):05}.safetensors": shard for number, shard in enumerate(shards, 1)}
 
 
-def _index(shards: Mapping[str, Shard], metadata: Mapping[str, str]) -> str:
+def index(shards: Mapping[str, Shard], metadata: Mapping[str, str]) -> str:
     """Which file has which tensor."""
     total = sum(_bytes(shard) for shard in shards.values())
     where = {name: file for file, shard in shards.items() for name in shard}

@@ -16,6 +16,7 @@ from graphgrow import ops
 from graphgrow.errors import Refusal
 from graphgrow.graph import Argument, Graph, Node, Record, Ref, Structure
 from graphgrow.layers import Stack
+from graphgrow.lazy import Load, made
 from graphgrow.program import Program
 from graphgrow.rewrite.blocks import fill_normal
 
@@ -62,11 +63,9 @@ class _Deepening:
         return [position for position, place in enumerate(self.plan) if not place.new]
 
     def program(self) -> Program:
-        tensors, kinds = dict[str, Tensor](), dict(self.old.kinds)
         kinds = {self.renamed(name): kind for name, kind in self.old.kinds.items()}
-        for origin, name, layer in self._names():
-            tensors[name] = self.old.tensors[origin] if layer is None else self._made(origin, name)
-            kinds[name] = self.old.kinds[origin]
+        kinds |= {name: self.old.kinds[origin] for name, (origin, _) in self.origins.items()}
+        tensors = made(self.old.tensors, self.origins, self.make)
         aliases = {self.renamed(name): self.renamed(owner) for name, owner in self.old.aliases.items()}
         for position, place in self._new():
             own = self._tensors[place.source]
@@ -113,8 +112,9 @@ class _Deepening:
         prefix, number, rest = found
         return ".".join(part for part in (prefix, str(number + layers * self.stack.step), rest) if part)
 
-    def _names(self) -> Iterator[tuple[str, str, int | None]]:
-        """All tensors of the new program in order: what each is made from, its name, its position if it is new."""
+    @cached_property
+    def origins(self) -> Mapping[str, tuple[str, bool]]:
+        """All tensors of the new program in order: what each is made from, and whether it is a new layer's."""
         order = {name: index for index, name in enumerate(self.old.tensors)}
         rows = [(index, -1, 0, name, self.renamed(name), None) for name, index in order.items()]
         last = min(order[name] for name in self._tensors[0]) - 1
@@ -125,13 +125,17 @@ class _Deepening:
                 last = max(order[name] for name in names)
                 continue
             found += [(last, position, order[n], n, self._moved(n, place.source, position), position) for n in names]
-        for _, _, _, origin, name, layer in sorted(found, key=lambda row: row[:3]):
-            yield origin, name, layer
+        ordered = sorted(found, key=lambda row: row[:3])
+        return {name: (origin, layer is not None) for _, _, _, origin, name, layer in ordered}
 
     # Tensors
 
-    def _made(self, origin: str, name: str) -> Tensor:
-        old = self.old.tensors[origin]
+    def make(self, name: str, load: Load) -> Tensor:
+        """A tensor of the new program from the old one's."""
+        origin, new = self.origins[name]
+        return self._made(origin, name, load(origin)) if new else load(origin)
+
+    def _made(self, origin: str, name: str, old: Tensor) -> Tensor:
         if old.is_meta:
             return torch.empty_like(old, requires_grad=old.requires_grad)
         new = old.detach().clone()
@@ -211,10 +215,20 @@ def drop(program: Program, stack: Stack, gone: Set[int]) -> Program:
     aliases = {name: owner for name, owner in program.aliases.items() if owner not in owned}
     return program.replace(
         graph=Graph(tuple(kept), _repacked(graph.outputs, stream), graph.symbols),
-        tensors={name: program.tensors[old] for old, name in names.items()},
+        tensors=made(program.tensors, names.values(), _Named({new: old for old, new in names.items()})),
         kinds={name: program.kinds[old] for old, name in names.items()},
         aliases={_recounted(stack, name, gone): names[owner] for name, owner in aliases.items()},
     )
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Tensors by other names."""
+
+    origins: Mapping[str, str]
+
+    def __call__(self, name: str, load: Load) -> Tensor:
+        return load(self.origins[name])
 
 
 def _recounted(stack: Stack, path: str, gone: Set[int]) -> str:

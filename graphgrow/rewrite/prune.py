@@ -59,7 +59,7 @@ def scaled_back(
         if why:
             continue
         found = _divided(small, large, sizes, proposal, before)
-        facts = Reader(found, large, sizes).facts(prover, proposal)
+        facts = Reader(small.axes, found.tensors, large.tensors, sizes).facts(proposal)
         if isinstance(facts, dict) and prover.derive(Assignment(facts, proposal.numbers)).holds:
             return found
     return small

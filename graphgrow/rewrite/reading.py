@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from graphgrow.axes import Atom, Term
-from graphgrow.program import Program
-from graphgrow.prove import ANY, POSITIVE, SAME, ZERO, Assignment, Block, Prover, free, kind, multiple
+from graphgrow.axes import Atom, Axes, Term
+from graphgrow.prove import ANY, POSITIVE, SAME, ZERO, Assignment, Block, free, kind, multiple
 from graphgrow.prove.facts import ROUNDING
 from graphgrow.rewrite.blocks import derived, view_cells
 from graphgrow.rewrite.units import Resizing
@@ -20,21 +19,23 @@ ULPS = 2  # a value that was multiplied is rounded once, its factor once
 class Reader:
     """Reads what the blocks of a program hold that is a growth of another one to these sizes."""
 
-    def __init__(self, old: Program, new: Program, sizes: Mapping[Atom, int]) -> None:
-        self.old, self.new, self.resizing = old, new, Resizing(sizes)
+    def __init__(
+        self, axes: Axes, old: Mapping[str, Tensor], new: Mapping[str, Tensor], sizes: Mapping[Atom, int]
+    ) -> None:
+        self.terms, self.old, self.new, self.resizing = axes.parameters, old, new, Resizing(sizes)
         self.known: dict[tuple[Block, int], bool] = {}
 
-    def facts(self, prover: Prover, proposal: Assignment) -> dict[Block, int] | str:
+    def facts(self, proposal: Assignment) -> dict[Block, int] | str:
         """For every block a fact that its values are, if they are what is proposed that; or, as text, the parameter
         whose old block is not what it was, or whose new one holds what no number is (NaN, infinity)."""
-        without = [tensor.is_meta for tensor in (*self.old.tensors.values(), *self.new.tensors.values())]
+        without = [tensor.is_meta for tensor in (*self.old.values(), *self.new.values())]
         if any(without):
             return dict(proposal.blocks) if all(without) else "some tensors have no values: nothing can be said of them"
         touched = {block.parameter for block in proposal.blocks}
         found: dict[Block, int] = {}
-        for name, tensor in self.new.tensors.items():
-            before = self.old.tensors[name]
-            terms = self.old.axes.parameters.get(name, ())
+        for name, tensor in self.new.items():
+            before = self.old[name]
+            terms = self.terms.get(name, ())
             if not self.resizing.touches(terms) and name not in touched:
                 if before is not tensor and not same(before, tensor):
                     return f"{name} has other values than before"
@@ -47,7 +48,7 @@ class Reader:
         return found
 
     def _blocks(self, name: str, terms: Sequence[Term]) -> Iterator[tuple[Block, list[tuple[Tensor, list[slice]]]]]:
-        for cell, dims, views in view_cells(self.new.tensors[name], terms, self.resizing, self.resizing.layout):
+        for cell, dims, views in view_cells(self.new[name], terms, self.resizing, self.resizing.layout):
             yield Block(name, cell, dims), views
 
     def _fact(self, block: Block, views: Sequence[tuple[Tensor, list[slice]]], proposed: int) -> int | str:
@@ -74,8 +75,8 @@ class Reader:
             return False
         if fact == ZERO:
             return not bool(view.count_nonzero())
-        old = self.old.tensors[block.parameter]
-        terms = self.old.axes.parameters[block.parameter]
+        old = self.old[block.parameter]
+        terms = self.terms[block.parameter]
         if not block.dims and fact == SAME:
             return same(_old_part(old, terms, self.resizing, at), view)
         expected = derived(old, terms, self.resizing, fact, at, block.dims)

@@ -7,15 +7,18 @@ nothing moves at all."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from graphgrow import ops
 from graphgrow.axes import Atom, Axes, Product, Sum, Term
 from graphgrow.axes.term import UNIT
 from graphgrow.errors import Refusal
 from graphgrow.graph import Node, Ref
+from graphgrow.lazy import Load, made
 from graphgrow.program import Program
 from graphgrow.rewrite.resize import resize_graph
 from graphgrow.rewrite.units import Positions, number
@@ -58,16 +61,27 @@ def regrouped(program: Program, chosen: Groups) -> Program:
     sizes: dict[Atom, int] = {}
     for keys, (queries, copies) in chosen.items():
         sizes |= {keys: number(keys) * copies, queries: number(queries) // copies}
-    tensors = dict(program.tensors)
-    for name, terms in program.axes.parameters.items():
-        if moved(terms, chosen):
-            tensor = tensors[name].detach()
-            for dim, term in enumerate(terms):
-                places = positions(term, chosen)
-                if not np.array_equal(places, np.arange(tensor.shape[dim])):
-                    tensor = tensor.index_select(dim, torch.as_tensor(places).to(tensor.device))
-            tensors[name] = tensor.requires_grad_(tensors[name].requires_grad)
+    tensors = made(program.tensors, program.tensors, _Regroup(program.axes, chosen))
     return program.replace(graph=resize_graph(program.axes, sizes), tensors=tensors)
+
+
+@dataclass(frozen=True)
+class _Regroup:
+    """What repeated heads do to each tensor, by its name."""
+
+    axes: Axes
+    chosen: Groups
+
+    def __call__(self, name: str, load: Load) -> Tensor:
+        old, terms = load(name), self.axes.parameters.get(name, ())
+        if not moved(terms, self.chosen):
+            return old
+        new = old.detach()
+        for dim, term in enumerate(terms):
+            places = positions(term, self.chosen)
+            if not np.array_equal(places, np.arange(new.shape[dim])):
+                new = new.index_select(dim, torch.as_tensor(places).to(new.device))
+        return new.requires_grad_(old.requires_grad)
 
 
 def positions(term: Term, chosen: Groups, part: Mapping[Atom, int] | None = None) -> Positions:

@@ -16,6 +16,7 @@ from graphgrow import ops
 from graphgrow.axes import Atom, Axes, Term
 from graphgrow.errors import Refusal
 from graphgrow.graph import Argument, Graph, Node, TensorType
+from graphgrow.lazy import Load, made
 from graphgrow.program import Program
 from graphgrow.prove import ANY, POSITIVE, SAME, Block, Number, multiple, scaled
 from graphgrow.rewrite.blocks import Fill, Place, derived, fill_normal, grown
@@ -119,17 +120,37 @@ def resize(program: Program, resizing: Resizing, fills: Fills) -> Program:
     axes = program.axes
     for atom in resizing.sizes:
         refuse_frozen(axes, atom)
-    copies = replace(resizing, picked=_picks(resizing, fills.seed)) if fills.init == "copy" else resizing
-    facts: dict[str, dict[Place, int]] = {}
-    for block, fact in fills.blocks.items():
-        facts.setdefault(block.parameter, {})[block.cell] = fact
-    tensors = dict(program.tensors)
-    for name, terms in axes.parameters.items():
-        known = facts.get(name, {})
-        if resizing.touches(terms) or any(fact != SAME for fact in known.values()):
-            maker = _Maker(name, tensors[name], terms, copies, fills, known)
-            tensors[name] = _resized(tensors[name], terms, resizing, known, maker)
-    return program.replace(graph=resize_graph(axes, resizing.sizes, fills.numbers), tensors=tensors)
+    graph = resize_graph(axes, resizing.sizes, fills.numbers)
+    return program.replace(graph=graph, tensors=made(program.tensors, program.tensors, Resize(axes, resizing, fills)))
+
+
+@dataclass(frozen=True)
+class Resize:
+    """What a change of sizes does to each tensor, by its name."""
+
+    axes: Axes
+    resizing: Resizing
+    fills: Fills
+
+    def __call__(self, name: str, load: Load) -> Tensor:
+        terms, known = self.axes.parameters.get(name, ()), self._facts.get(name, {})
+        old = load(name)
+        if not (self.resizing.touches(terms) or any(fact != SAME for fact in known.values())):
+            return old
+        return _resized(old, terms, self.resizing, known, _Maker(name, old, terms, self._copies, self.fills, known))
+
+    @cached_property
+    def _facts(self) -> Mapping[str, Mapping[Place, int]]:
+        found: dict[str, dict[Place, int]] = {}
+        for block, fact in self.fills.blocks.items():
+            found.setdefault(block.parameter, {})[block.cell] = fact
+        return found
+
+    @cached_property
+    def _copies(self) -> Resizing:
+        """With the units that `copy` copies."""
+        copies = self.fills.init == "copy"
+        return replace(self.resizing, picked=_picks(self.resizing, self.fills.seed)) if copies else self.resizing
 
 
 def refuse_frozen(axes: Axes, atom: Atom) -> None:

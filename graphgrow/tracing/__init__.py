@@ -1,10 +1,10 @@
-"""Everything that becomes a program: `trace` is the only door."""
+"""Everything that becomes a program."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,16 @@ from graphgrow.graph import Graph, Kind
 from graphgrow.program import Program
 from graphgrow.tracing.agreement import require_agreement
 from graphgrow.tracing.capture import Captured, bind, capture
+from graphgrow.tracing.checkpoint import Checkpoint
 from graphgrow.tracing.convert import Converted, convert
 from graphgrow.tracing.guards import assumed
+from graphgrow.tracing.huggingface import Folder
 from graphgrow.tracing.merge import merge
 from graphgrow.tracing.outputs import chosen, pruned
-from graphgrow.tracing.source import Model, resolve
+from graphgrow.tracing.source import Model, resolve, shapes
 from graphgrow.tracing.tensors import Named, named, renamed, snapshot
 
-__all__ = ["trace"]
+__all__ = ["trace", "trace_settings"]
 
 Mode = Literal["both", "eval"]
 
@@ -35,6 +37,7 @@ def trace(
     mode: Mode = "both",
     outputs: str | Sequence[str] = (),
     check: bool = True,
+    lazy: bool = False,
 ) -> Program:
     """Make a program of a model: the same function, with dynamic batch and sequence sizes.
 
@@ -42,11 +45,12 @@ def trace(
     returns a model or (model, example inputs), a Hugging Face folder, or a program file. With `trust_pickle` also a
     pickled module or a `.pt2`, which run code when loaded. `mode="eval"` captures evaluation only. `outputs` names
     those that are kept (`"logits"`; all by default): axes seen in others can grow then. With `check` the outputs are
-    compared with the model's. Raises TraceError, FileError, OptionError.
+    compared with the model's. With `lazy` the weights of a Hugging Face folder stay on the disk: the program has their
+    shapes, and `program.tensors.load(name)` reads one. Raises TraceError, FileError, OptionError.
     """
     if mode not in ("both", "eval"):
         raise OptionError.unknown("mode", str(mode), ("both", "eval"), where="trace")
-    found = resolve(source, example, trust_pickle)
+    found = _lazy(source) if lazy else resolve(source, example, trust_pickle)
     if isinstance(found, Program):
         program = found
     elif isinstance(found, ExportedProgram):
@@ -55,6 +59,21 @@ def trace(
         program = _from_models(found, mode, check)
     graph = chosen(program.graph, (outputs,) if isinstance(outputs, str) else outputs)
     return program if graph is program.graph else program.replace(graph=pruned(graph), journal=())  # of another program
+
+
+def _lazy(source: object) -> Program:
+    """A Hugging Face folder whose weights stay where they are."""
+    if not isinstance(source, str | Path) or not Path(source).is_dir():
+        raise OptionError(found="lazy=True for what is no folder", where="trace", fix="give a Hugging Face folder")
+    network = Folder.read(Path(source))
+    program = _from_models(shapes(network), "both", check=False)
+    return program.replace(tensors=Checkpoint(network, network.shapes()).tensors(program))
+
+
+def trace_settings(folder: Folder, settings: dict[str, Any]) -> Program:
+    """The class of a folder with another configuration, as a program without weights. Raises what building and tracing
+    it raise."""
+    return _from_models(shapes(folder, settings), "both", check=False)
 
 
 def _from_models(found: Model, mode: Mode, check: bool) -> Program:

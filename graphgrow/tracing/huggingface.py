@@ -10,7 +10,9 @@ import json
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from graphgrow.errors import FileError, OptionError, TraceError
+from graphgrow.tracing.shards import Shards
 
 _BATCH, _LENGTH, _TARGET = 2, 7, 5
 _IMAGE = 224  # where neither configuration nor preprocessor tell: what ImageNet models are trained on
@@ -71,6 +74,47 @@ class Folder:
             fix = f"save the whole {self.network.__name__}, or name the class that the weights are of in config.json"
             raise TraceError(found=found, where=str(self.path), fix=fix)
         return model
+
+    def shapes(self, eager: bool = False, settings: dict[str, Any] | None = None) -> Any:
+        """The class on the meta device, with all its shapes and no values; of another configuration with `settings`.
+        Raises TraceError where it can't be built without its weights."""
+        config = self.config if settings is None else type(self.config).from_dict(deepcopy(settings))
+        _without_cache(config)
+        if getattr(config, "quantization_config", None) is not None:
+            raise self._not_lazy("quantized weights")
+        options: dict[str, Any] = {"attn_implementation": "eager"} if eager else {}
+        with quiet(), torch.device("meta"):
+            model = self.network._from_config(
+                config, dtype=self.dtype, experts_implementation="batched_mm", **options
+            ).train(False)  # fmt: skip
+        if model._get_dtype_plan(self.dtype):
+            raise self._not_lazy(f"a class that keeps some of its weights in float32 when others are {self.dtype}")
+        return model
+
+    def _not_lazy(self, found: str) -> TraceError:
+        fix = "load them all: --no-stream, or lazy=False"
+        return TraceError(found=f"{found}: they are not read one by one", where=str(self.path), fix=fix)
+
+    def computed(self, settings: dict[str, Any] | None = None) -> dict[str, Tensor]:
+        """The buffers of the class that it does not save, with the values that it gives them. (They are what is left to
+        initialize when weights have been loaded; filling weights on the meta device costs nothing.)"""
+        model = self.shapes(settings=settings)
+        found = {name: torch.empty_like(buffer, device="cpu") for name, buffer in model.named_non_persistent_buffers()}
+        for name, buffer in found.items():
+            path, _, last = name.rpartition(".")
+            model.get_submodule(path).register_buffer(last, buffer, persistent=False)
+        for module in model.modules():
+            module._is_hf_initialized = False
+        model.initialize_weights()
+        return {name: model.get_buffer(name).clone() for name in found}
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights: that of the configuration, or else of the first ones there are."""
+        if self.config.dtype is not None:
+            return self.config.dtype
+        found = (place.dtype for place in Shards(self.path).places.values() if place.dtype.is_floating_point)
+        return next(found, torch.float32)
 
 
 def _require_files(path: Path) -> None:

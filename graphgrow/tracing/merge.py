@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import nan
 
@@ -20,6 +21,7 @@ class Merge:
     names: tuple[str, str]  # the floating type of the weights in each
     match: dict[str, str] = field(default_factory=dict[str, str])
     casts: dict[str, Node] = field(default_factory=dict[str, Node])  # those that change nothing in `train`
+    idle: dict[str, Node] = field(default_factory=dict[str, Node])  # and those that change nothing in `other`
     made: dict[tuple[str, str], Node] = field(default_factory=dict[tuple[str, str], Node])
 
 
@@ -29,10 +31,11 @@ def merge(train: Graph, other: Graph, dtype: torch.dtype, other_dtype: torch.dty
     Raises TraceError when evaluation computes something that training does not."""
     names = (_name(dtype), _name(other_dtype)) if dtype != other_dtype else ("", "")  # one type: none to be followed
     state = Merge(train, other, names)
-    for node in train.nodes:
-        source = node.args[0] if node.op == "aten.to.dtype" else None
-        if isinstance(source, Ref) and train[source.name].tensor.dtype == node.tensor.dtype:
-            state.casts[node.name] = node
+    for graph, found in ((train, state.casts), (other, state.idle)):
+        for node in graph.nodes:
+            source = node.args[0] if node.op == "aten.to.dtype" else None
+            if isinstance(source, Ref) and graph[source.name].tensor.dtype == node.tensor.dtype:
+                found[node.name] = node
     lowest = (torch.finfo(dtype).min, torch.finfo(other_dtype).min) if dtype != other_dtype else (nan, nan)
     result: list[Node] = []
     places: dict[object, list[int]] = {}
@@ -67,7 +70,7 @@ def merge(train: Graph, other: Graph, dtype: torch.dtype, other_dtype: torch.dty
     result += train.nodes[position:]
     outputs = train.outputs
     for a, b in zip(leaves(train.outputs), leaves(other.outputs), strict=True):
-        if _uncast(state, state.match[b]) != _uncast(state, a):
+        if _common(state, a, b) is None:
             raise TraceError(
                 found="a model whose output differs in evaluation mode",
                 where=a,
@@ -129,10 +132,8 @@ def _argument(
 ) -> Argument:
     match mine, other:
         case Ref(a), Ref(b):
-            matched = state.match[b]
-            if _uncast(state, matched) == _uncast(state, a):
-                return Ref(matched)  # the other capture tells casts that do nothing here from none
-            return _switch(state, a, matched, node, inserted)
+            common = _common(state, a, b)
+            return Ref(common) if common is not None else _switch(state, a, state.match[b], node, inserted)
         case tuple(), tuple() if len(mine) == len(other):
             return tuple(_argument(state, a, b, node, inserted, lowest) for a, b in zip(mine, other, strict=True))
         case Dtype(a), Dtype(b) if (a, b) == state.names:
@@ -147,10 +148,19 @@ def _argument(
             raise TraceError(found=f"an argument that depends on the mode: {mine} or {other}", where=node.source)
 
 
-def _uncast(state: Merge, name: str) -> str:
-    """What `name` is a cast of, past the casts that do nothing in the training capture."""
+def _common(state: Merge, mine: str, other: str) -> str | None:
+    """The value that both captures read, if it is one. A cast that does nothing gives the tensor that it was given, and
+    what reads that later seems to read the cast: the capture in which the cast does something tells."""
+    matched = state.match[other]
+    if _uncast(state.casts, matched) == _uncast(state.casts, mine):
+        return matched
+    return mine if state.match[_uncast(state.idle, other)] == mine else None
+
+
+def _uncast(casts: Mapping[str, Node], name: str) -> str:
+    """What `name` is a cast of, past casts that do nothing."""
     while True:
-        node = state.casts.get(name)
+        node = casts.get(name)
         if node is None:
             return name
         source = node.args[0]

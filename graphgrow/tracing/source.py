@@ -92,6 +92,16 @@ def _folder(folder: Path, example: object) -> Model:
     return Model(network.build, _examples(example), owned=True, instead=eager)
 
 
+def shapes(network: huggingface.Folder, settings: dict[str, Any] | None = None) -> Model:
+    """A Hugging Face folder without its weights; with another configuration for `settings`."""
+
+    def example(model: nn.Module) -> object:
+        return {name: value.to("meta") for name, value in huggingface.example_inputs(model).items()}
+
+    eager = Model(lambda: network.shapes(True, settings), example, owned=True)
+    return Model(lambda: network.shapes(False, settings), example, owned=True, instead=eager)
+
+
 def _pickled(path: Path, example: object) -> Model:
     """A module that was saved whole. Loading it runs code."""
     try:

@@ -101,13 +101,13 @@ class _Judge:
             return frozenset(n for n in self.new.tensors if n not in nodes or nodes[n].name not in places)
         have = set(before.values())
         stay = {str(n.args[0]) for n in self.new.graph.parameters.values() if here[n.name] == places.get(n.name)}
-        odd = {n for n, t in self.new.tensors.items() if after[n] not in have or _constant(t) is not None}
+        odd = {n for n, t in self.new.tensors.items() if after[n] not in have or constant(t) is not None}
         return frozenset(odd - stay)
 
     @cached_property
     def known(self) -> tuple[Zeros, dict[str, float]]:
         """The zeros of the new program, and the constants of which they are made."""
-        constants = _silent(self.new, self.added)
+        constants = silent(self.new, self.added)
         return Zeros(self.new.axes, constants, self.new.fixed), constants
 
     @cached_property
@@ -185,12 +185,12 @@ def _used(graph: Graph, zeros: set[str]) -> dict[str, str]:
     return found | {gone: f"{node.op} ({node.source or node.name})" for node, gone in _left_out(graph, zeros)}
 
 
-def _silent(program: Program, names: Set[str]) -> dict[str, float]:
+def silent(program: Program, names: Set[str]) -> dict[str, float]:
     """Of some tensors, the parameters that could make something zero, with the number they hold everywhere: zeros, and
     a number that is taken away. Without values, those that would have to."""
     found: dict[str, float] = {}
     for name in names - program.fixed:
-        value = _constant(program.tensors[name])
+        value = constant(program.tensors[name])
         if value is not None and (value == 0 or _taken_away(program.graph, name, value)):
             found[name] = value
     for layer in (layer for stack in stacks(program.graph) for layer in stack.layers):
@@ -213,7 +213,7 @@ def _taken_away(graph: Graph, parameter: str, value: float) -> bool:
     return False
 
 
-def _constant(tensor: Tensor) -> float | None:
+def constant(tensor: Tensor) -> float | None:
     """The one value that a floating tensor holds everywhere."""
     if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
         return None
@@ -229,7 +229,7 @@ def shallower(old: Program, new: Program) -> Program | None:
     parameters = {node.name: name for name, node in old.graph.parameters.items()}
     tensors = {node.name: new.tensors[name] for name, node in new.graph.parameters.items()}
     added = {name for name, node in new.graph.parameters.items() if node.name not in names}
-    constants = _silent(new, added)
+    constants = silent(new, added)
     if not constants or any(name not in tensors for name in parameters):
         return None
     contents = {name: ("name", name) for name in new.tensors}
@@ -267,8 +267,11 @@ def shallower(old: Program, new: Program) -> Program | None:
 def test_depth(old: Program, new: Program, found: Deepened, seed: int) -> Test:
     """Compare outputs and input gradients on several sizes, with random values in what the proof leaves free."""
     small = old.size + new.size > FULL_SIZE
-    if small:
-        old, new = _shrunk_alike(old, new)
+    return compared_depth(*(shrunk_alike(old, new) if small else (old, new)), found, small, seed)
+
+
+def compared_depth(old: Program, new: Program, found: Deepened, small: bool, seed: int) -> Test:
+    """The test of two programs; `small` tells that they were shrunk."""
     pair = Pair(old, new, Alignment())
     before, drawn = runners(old, old.tensors), runners(new, drawn_layers(new, found, seed))
     trials = [trial(pair, before, drawn, sizes, seed + index) for index, sizes in enumerate(sizes_to_try(old))]
@@ -294,7 +297,7 @@ def dead_layers(old: Program, new: Program, found: Deepened, seed: int) -> list[
     """The new layers none of whose constrained parameters ever gets a gradient, each by the name of one. Biases do not
     count: they learn even where nothing comes out of a layer but them."""
     if old.size + new.size > FULL_SIZE:
-        _, new = _shrunk_alike(old, new)
+        _, new = shrunk_alike(old, new)
     if found.mixtures:
         return dead_parameters(new, {name for one in found.mixtures for name in (*one.experts, *one.others)}, seed)
     weights = {name for name in found.constrained if not is_bias(new.graph, name)}
@@ -310,7 +313,7 @@ def dead_layers(old: Program, new: Program, found: Deepened, seed: int) -> list[
     return [names[0] for names in groups if names and not alive.intersection(names)]
 
 
-def _shrunk_alike(old: Program, new: Program) -> tuple[Program, Program]:
+def shrunk_alike(old: Program, new: Program) -> tuple[Program, Program]:
     """Both programs with the first units of every axis only: of one that new layers alone have, as many."""
     kept_old = first_units(old)
     kept_new = first_units(new)

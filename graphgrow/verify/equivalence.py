@@ -83,8 +83,12 @@ class Pair:
 
 
 def shrunk(pair: Pair, proved: Proved) -> Pair:
-    """Both programs shrunk alike, and the same growth between them: scales follow the smaller sizes."""
-    old, new = reduced(pair.old, pair.new, pair.alignment)
+    """Both programs shrunk alike, and the same growth between them."""
+    return regrown(*reduced(pair.old, pair.new, pair.alignment), proved)
+
+
+def regrown(old: Program, new: Program, proved: Proved) -> Pair:
+    """The growth between two programs that were shrunk alike: scales follow the smaller sizes."""
     alignment = align(old, new)
     if not proved.proof.holds:
         return Pair(old, new, alignment)
@@ -107,13 +111,17 @@ def test(old: Program, new: Program, alignment: Alignment, proved: Proved, seed:
     pair = Pair(old, new, alignment, proved.assignment)
     if small:
         pair = shrunk(pair, proved)
-    holds = proved.proof.holds
+    return compared(pair, proved.proof.holds, small, seed)
+
+
+def compared(pair: Pair, holds: bool, small: bool, seed: int) -> Test:
+    """The test of a pair, with or without a proof; `small` tells that it was shrunk."""
     before = runners(pair.old, pair.old.tensors)
     drawn = runners(pair.new, drawn_values(pair, seed) if holds else pair.new.tensors, pair)
-    trials = [trial(pair, before, drawn, sizes, seed + index) for index, sizes in enumerate(sizes_to_try(old))]
+    trials = [trial(pair, before, drawn, sizes, seed + index) for index, sizes in enumerate(sizes_to_try(pair.old))]
     if holds and not (small and pair.inexact):  # as it is, too: random values hide what 0 / 0 makes of its own
         stored = runners(pair.new, pair.new.tensors, pair)
-        trials.append(trial(pair, before, stored, sizes_to_try(old)[0], seed, stored=pair.inexact))
+        trials.append(trial(pair, before, stored, sizes_to_try(pair.old)[0], seed, stored=pair.inexact))
     return verdict(trials, small, seed)
 
 

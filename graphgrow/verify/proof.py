@@ -33,28 +33,39 @@ def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
     if not alignment.grows:
         return Proved(Proof(holds=False, why="axes became smaller: nothing is promised"))
     prover = prover_of(old, alignment)
-    reader = Reader(old, new, alignment.sizes)
+    reader = Reader(old.axes, old.tensors, new.tensors, alignment.sizes)
     failures: list[str] = []
     for strategy in STRATEGIES:
-        proposal, _ = propose(prover, strategy, chosen(old.graph, alignment.factors))
-        facts = reader.facts(prover, proposal)
-        if isinstance(facts, str):
-            failures.append(facts)
-            continue
-        read = Assignment(facts, alignment.factors)
-        found = prover.derive(read)
-        if found.holds:
-            rows = constraints(old.axes, found.assignment, found.needed)
-            numbers, steps = _rescaled(old, alignment), growth_steps(prover)
-            proof = Proof(holds=True, why=found.why, constraints=rows, numbers=numbers, steps=steps)
-            return Proved(proof, found.assignment, strategy, read)
-        failures.append(found.why)
+        facts = reader.facts(proposed(old, prover, strategy, alignment))
+        found = facts if isinstance(facts, str) else proved(old, prover, strategy, facts, alignment)
+        if isinstance(found, Proved):
+            return found
+        failures.append(found)
     return Proved(Proof(holds=False, why=failures[0]))
 
 
 def prover_of(old: Program, alignment: Alignment) -> Prover:
     """The prover of a growth. Outputs may have new units: the certificate says which."""
     return Prover(old.axes, dict(alignment.sizes), old.fixed, extend_outputs=True)
+
+
+def proposed(old: Program, prover: Prover, strategy: Strategy, alignment: Alignment) -> Assignment:
+    """What one way to keep the function wants of all blocks."""
+    return propose(prover, strategy, chosen(old.graph, alignment.factors))[0]
+
+
+def proved(
+    old: Program, prover: Prover, strategy: Strategy, facts: Mapping[Block, int], alignment: Alignment
+) -> Proved | str:
+    """The proof from facts that were read, or as text why there is none."""
+    read = Assignment(dict(facts), alignment.factors)
+    found = prover.derive(read)
+    if not found.holds:
+        return found.why
+    rows = constraints(old.axes, found.assignment, found.needed)
+    numbers, steps = _rescaled(old, alignment), growth_steps(prover)
+    proof = Proof(holds=True, why=found.why, constraints=rows, numbers=numbers, steps=steps)
+    return Proved(proof, found.assignment, strategy, read)
 
 
 def _rescaled(old: Program, alignment: Alignment) -> tuple[Rescaled, ...]:
@@ -93,7 +104,7 @@ def _fill(block: Block, fact: int) -> Fill:
 
 def changed(old: Program, new: Program, alignment: Alignment) -> str:
     """The first tensor of `new` that is no growth of the old one, as text; empty when all are."""
-    facts = Reader(old, new, alignment.sizes).facts(prover_of(old, alignment), Assignment())
+    facts = Reader(old.axes, old.tensors, new.tensors, alignment.sizes).facts(Assignment())
     return facts if isinstance(facts, str) else ""
 
 
