@@ -17,7 +17,8 @@ from rich.table import Table
 from benchmarks.measure import Row, Skipped
 
 NAMES = (
-    "analysis", "huge", "stream", "widen_xl", "growth", "load", "module", "startup", "verify", "pipelines", "training",
+    "analysis", "huge", "stream", "widen_xl", "growth", "load", "module", "startup", "verify", "errors", "pipelines",
+    "training",
 )  # fmt: skip
 FOLDER = pathlib.Path(__file__).parent
 HEADINGS = ("what", "graphgrow", "against", "ratio", "by CPU time", "target", "")

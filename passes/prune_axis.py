@@ -16,15 +16,18 @@ activations times weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from graphgrow.axes.names import Named
 from graphgrow.errors import OptionError, Refusal
 from graphgrow.pipeline import Pass, option, select
+from graphgrow.program import Program
 from graphgrow.rewrite import Rewriter
 from graphgrow.rewrite.prune import seen
 from graphgrow.rewrite.saliency import activation, magnitude
@@ -68,7 +71,8 @@ class PruneAxis(Pass):
     def rewrite(self, rewriter: Rewriter) -> None:
         if self.score == "activation" and not rewriter.data:
             raise OptionError(found=f"{self.spec} without data", fix="give batches of inputs: --data FILE, or data=[…]")
-        kept = {axis.atom: self.kept(rewriter, axis) for axis in self.chosen(rewriter)}
+        chosen = self.chosen(rewriter)
+        kept = {axis.atom: units for axis, units in zip(chosen, self.kept(rewriter, chosen), strict=True)}
         kept = {atom: units for atom, units in kept.items() if len(units) != atom.size}
         if not kept:
             raise Refusal(found=f"{self.spec}: all chosen axes have that size already", fix="give a smaller one")
@@ -96,27 +100,33 @@ class PruneAxis(Pass):
                 )
         return found
 
-    def kept(self, rewriter: Rewriter, axis: Named) -> list[int]:
-        """The units that stay, in their order."""
-        old = number(axis.size)
+    def kept(self, rewriter: Rewriter, axes: Sequence[Named]) -> list[list[int]]:
+        """The units that stay of each axis, in their order."""
         if self.units:
-            if max(self.units) >= old or len(self.units) == old:
-                fix = f"name some of 0 to {old - 1}, not all"
-                raise Refusal(found=f"{self.spec}: {axis.name} has {old} units", where=axis.name, fix=fix)
-            return [unit for unit in range(old) if unit not in set(self.units)]
-        size = self.size(axis)
-        if not rewriter.program.has_weights:
-            raise Refusal(
-                found=f"{self.spec} of a program without weights to judge by",
-                where=axis.name,
-                fix=f"name the units that go: {self.name}:units=3+7",
-            )
-        if axis.atom in rewriter.program.axes.positional:
-            return list(range(size))
+            return [self._without(axis) for axis in axes]
+        program = rewriter.program
+        if not program.has_weights:
+            fix = f"name the units that go: {self.name}:units=3+7"
+            raise Refusal(found=f"{self.spec} of a program without weights to judge by", where=axes[0].name, fix=fix)
         if self.score == "activation":
-            score = activation(rewriter.program, axis, rewriter.data)
+            scores = activation(program, axes, rewriter.data)
         else:
-            score = magnitude(rewriter.program, axis)
+            scores = [magnitude(program, axis) for axis in axes]
+        return [self._largest(program, axis, score) for axis, score in zip(axes, scores, strict=True)]
+
+    def _without(self, axis: Named) -> list[int]:
+        """All units but those that are named."""
+        old = number(axis.size)
+        if max(self.units) >= old or len(self.units) == old:
+            fix = f"name some of 0 to {old - 1}, not all"
+            raise Refusal(found=f"{self.spec}: {axis.name} has {old} units", where=axis.name, fix=fix)
+        return [unit for unit in range(old) if unit not in set(self.units)]
+
+    def _largest(self, program: Program, axis: Named, score: Tensor) -> list[int]:
+        """The most salient units, or the first where units are told apart by their position."""
+        size = self.size(axis)
+        if axis.atom in program.axes.positional:
+            return list(range(size))
         order = torch.argsort(score, descending=True, stable=True)
         return sorted(int(unit) for unit in order[:size])
 

@@ -54,9 +54,9 @@ class SplitKvHeads(Pass):
             shared = {keys: queries for keys, queries in shared.items() if keys in wanted}
         if not shared:
             raise Refusal(
-                found="no heads of keys and values that several query heads share",
+                found="no heads of keys and values, two or more, that several query heads share",
                 where="the attention of the program",
-                fix="add-heads or add-kv-heads grow others",
+                fix="grow others with add-heads or add-kv-heads; a single head that all share can't be split yet",
             )
         rewriter.regroup({keys: (q, self.copies(keys, q, names[keys])) for keys, q in shared.items()})
 

@@ -60,8 +60,8 @@ class Undo(Pass):
                 grown.pop()
             else:
                 grown.append(certificate)
-        if not grown or any(row.new < row.old for row in grown[-1].growth):
-            found = f"what {grown[-1].spec} has removed" if grown else "no growth in the journal"
+        if not grown or any(row.new < row.old or row.old == 1 for row in grown[-1].growth):
+            found = f"{grown[-1].spec}, which did more than grow axes" if grown else "no growth in the journal"
             raise Refusal(found=found, where="the journal", fix="keep the file from before: only growths can be undone")
         if program.journal[-1].new != program.digest:
             raise Refusal(

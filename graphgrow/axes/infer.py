@@ -100,6 +100,15 @@ class Axes:
         return {name: self.terms[node.name] for name, node in self.graph.parameters.items()}
 
     @cached_property
+    def holders(self) -> Mapping[Atom, Sequence[str]]:
+        """For every axis the parameters and buffers that have it."""
+        found: dict[Atom, dict[str, None]] = {}
+        for name, terms in self.parameters.items():
+            for atom in (atom for term in terms for atom in term.atoms):
+                found.setdefault(atom, {}).setdefault(name)
+        return {atom: tuple(names) for atom, names in found.items()}
+
+    @cached_property
     def positional(self) -> Mapping[Atom, str]:
         """The axes whose units are told apart by their position, each with a reason: ordered ones, and those that an
         index from elsewhere picks from."""

@@ -7,7 +7,7 @@ weights (the score of Wanda, arXiv 2306.11695, for whole units).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ from graphgrow.axes import Atom, Term
 from graphgrow.axes.contractions import operands
 from graphgrow.axes.names import Named
 from graphgrow.errors import Refusal
-from graphgrow.graph import Argument, Node, Ref
+from graphgrow.graph import Ref
 from graphgrow.program import Program
 from graphgrow.rewrite.units import number, units_of
 
@@ -34,20 +34,24 @@ def magnitude(program: Program, axis: Named) -> Tensor:
     return score
 
 
-def activation(program: Program, axis: Named, data: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """(units,) in float64, over all batches. Raises Refusal for an axis that no operator sums over."""
-    reads = list(dict.fromkeys(_summed(program, axis.atom)))
-    weights = _norms(program, axis, "contracts")
-    if not reads or weights is None:
-        raise Refusal(found=f"no activations that are summed over {axis.name}", where=axis.name, fix="score=magnitude")
+def activation(program: Program, axes: Sequence[Named], data: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    """(units,) in float64 for each axis, over all batches; the program runs once on each. Raises Refusal for an axis
+    that no operator sums over."""
+    reads = _summed(program, {axis.atom for axis in axes})
+    weights = [_norms(program, axis, "contracts") for axis in axes]
+    for axis, norms in zip(axes, weights, strict=True):
+        if norms is None or not any(axis.atom in atoms for atoms in reads.values()):
+            found = f"no activations that are summed over {axis.name}"
+            raise Refusal(found=found, where=axis.name, fix="choose score=magnitude")
     watched = program.replace(graph=replace(program.graph, outputs=tuple(Ref(name) for name in reads)), journal=())
     module = watched.module(share=True).eval()
-    squares = torch.zeros(number(axis.atom), dtype=torch.float64)
+    squares = {axis.atom: torch.zeros(number(axis.atom), dtype=torch.float64) for axis in axes}
     with torch.no_grad():
         for inputs in data:
-            for name, value in zip(reads, pytree.tree_leaves(module(**inputs)), strict=True):
-                squares += _by_unit(value, program.axes.terms[name], axis.atom)
-    return squares.sqrt() * weights
+            for (name, atoms), value in zip(reads.items(), pytree.tree_leaves(module(**inputs)), strict=True):
+                for atom in atoms:
+                    squares[atom] += _by_unit(value, program.axes.terms[name], atom)
+    return [squares[axis.atom].sqrt() * norms for axis, norms in zip(axes, weights, strict=True) if norms is not None]
 
 
 def _norms(program: Program, axis: Named, part: str) -> Tensor | None:
@@ -75,23 +79,18 @@ def _by_unit(value: Tensor, terms: Sequence[Term], atom: Atom) -> Tensor:
     return total
 
 
-def _summed(program: Program, atom: Atom) -> Iterator[str]:
-    """The activations that are summed over an axis."""
-    terms = program.axes.terms
+def _summed(program: Program, wanted: Set[Atom]) -> dict[str, list[Atom]]:
+    """The activations that are summed over axes, each with these axes."""
+    terms, found = program.axes.terms, dict[str, list[Atom]]()
     for node in program.graph.nodes:
-        if ops.kind(node.op) not in ("contraction", "convolution") or _has(terms[node.name], atom):
+        kind = ops.kind(node.op)
+        if kind not in ("contraction", "convolution"):
             continue
-        for operand in _operands(node):
+        kept = {atom for term in terms[node.name] for atom in term.atoms}
+        for operand in node.args[:1] if kind == "convolution" else operands(node)[0]:
             if isinstance(operand, Ref) and program.graph[operand.name].op != "parameter":
-                dynamic = not all(isinstance(size, int) for size in program.graph[operand.name].shape)
-                own = [term for term in terms[operand.name] if atom in term.atoms]
-                if own and all(isinstance(term.size, int) for term in own) and (dynamic or node.op != "parameter"):
-                    yield operand.name
-
-
-def _operands(node: Node) -> Sequence[Argument]:
-    return node.args[:1] if ops.kind(node.op) == "convolution" else operands(node)[0]
-
-
-def _has(terms: Sequence[Term], atom: Atom) -> bool:
-    return any(atom in term.atoms for term in terms)
+                own = [term for term in terms[operand.name] if isinstance(term.size, int)]
+                atoms = [atom for term in own for atom in term.atoms if atom in wanted and atom not in kept]
+                if atoms:
+                    found[operand.name] = list(dict.fromkeys((*found.get(operand.name, ()), *atoms)))
+    return found

@@ -68,7 +68,7 @@ def _compare(old: Program, new: Program, seed: int) -> _Finding:
 
 def _regrouped(old: Program, new: Program, found: Regrouped, seed: int, weighed: bool) -> _Finding:
     """Heads of keys and values repeated for parts of their query heads."""
-    tested = test_regrouped(old, new, seed) if weighed else None
+    tested = test_regrouped(old, new, seed) if weighed and found.proof.holds else None
     gone = tuple(regrouped_moves(old, new, found))
     growth = regrouped_growth(old, found)
     return _Finding(_certificate(old, new, growth, found.proof, tested, gone), list)

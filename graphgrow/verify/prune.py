@@ -68,7 +68,7 @@ def _kept(old: Program, new: Program, sizes: Mapping[Atom, int]) -> Kept:
     """For every axis the old units that are there: those whose values a parameter has whose other dimensions are known;
     the first ones where no parameter tells."""
     found: dict[Atom, Sequence[int]] = {}
-    waiting = [atom for atom in sizes if atom not in old.axes.positional]
+    waiting = [atom for atom in sizes if atom not in old.axes.positional and atom not in old.axes.frozen]
     while waiting:
         told = ((atom, next(_told(old, new, atom, found, waiting), None)) for atom in waiting)
         atom, units = next((row for row in told if row[1] is not None), (None, None))
@@ -83,7 +83,8 @@ def _told(old: Program, new: Program, atom: Atom, known: Kept, waiting: Sequence
     """The units of an axis that are kept, as each parameter tells them."""
     twin = {named.atom.number: named.atom for named in new.axes.named}[atom.number]
     resizing = Resizing({a: len(units) for a, units in known.items()}, known)
-    for name, terms in old.axes.parameters.items():
+    for name in old.axes.holders.get(atom, ()):
+        terms = old.axes.parameters[name]
         dims = [dim for dim, term in enumerate(terms) if atom in term.atoms]
         others = any(a in waiting and a != atom for term in terms for a in term.atoms)
         if others or len(dims) != 1 or old.tensors[name].is_meta or new.tensors[name].is_meta:

@@ -101,7 +101,7 @@ def _chosen(old: Program, new: Program) -> Groups:
     """Which heads of keys have become more, by the shapes of the parameters that have them."""
     found: dict[Atom, tuple[Atom, int]] = {}
     for keys, queries in groups(old.axes).items():
-        shapes = {name: terms for name, terms in old.axes.parameters.items() if _has(terms, {keys})}
+        shapes = {name: old.axes.parameters[name] for name in old.axes.holders.get(keys, ())}
         for copies in (count for count in range(2, number(queries) + 1) if number(queries) % count == 0):
             sizes = {keys: number(keys) * copies, queries: number(queries) // copies}
             wanted = {name: tuple(term.resized(sizes) for term in terms) for name, terms in shapes.items()}
