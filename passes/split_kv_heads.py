@@ -47,8 +47,9 @@ class SplitKvHeads(Pass):
 
     def rewrite(self, rewriter: Rewriter) -> None:
         axes = rewriter.program.axes
-        shared = groups(axes)
         names = {named.atom: named.name for named in axes.named}
+        heads = {named.atom for named in axes.named if named.role in ("kv_heads", "heads")}
+        shared = {keys: queries for keys, queries in groups(axes).items() if keys in heads}
         if self.axis != "auto":
             wanted = {axis.atom for axis in select(axes, self.axis, self.name)}
             shared = {keys: queries for keys, queries in shared.items() if keys in wanted}

@@ -24,6 +24,11 @@ from graphgrow.program import Program
 from graphgrow.rewrite import Rewriter
 
 
+def _only_grew(certificate: Certificate) -> bool:
+    shrunk = any(row.new < row.old for row in certificate.growth)
+    return not shrunk and not any(move.stacked for move in certificate.moves)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Undo(Pass):
     """Take back the last growth that the journal tells of."""
@@ -60,7 +65,7 @@ class Undo(Pass):
                 grown.pop()
             else:
                 grown.append(certificate)
-        if not grown or any(row.new < row.old or row.old == 1 for row in grown[-1].growth):
+        if not grown or not _only_grew(grown[-1]):
             found = f"{grown[-1].spec}, which did more than grow axes" if grown else "no growth in the journal"
             raise Refusal(found=found, where="the journal", fix="keep the file from before: only growths can be undone")
         if program.journal[-1].new != program.digest:

@@ -847,9 +847,20 @@ def test_an_unrelated_program() -> None:
     passes(differences().old, differences().old)
 
 
-def test_a_smaller_program_is_not_proved() -> None:
+def test_a_smaller_program_is_proved_where_what_went_did_nothing() -> None:
     case = differences()
-    found = check(case.new, case.old)
+    passes(case.new, case.old)
+    axis = next(axis for axis in case.old.axes.named if axis.role == "mlp")
+    less = resize(case.old, Resizing({axis.atom: int(str(axis.size)) - 1}), Fills())
+    found = check(case.old, less)
+    assert found.proof and not found.proof.holds and "does something" in found.proof.why
+
+
+def test_some_larger_and_some_smaller_is_not_proved() -> None:
+    old = traced("skip_mlp")
+    first, second = (axis for axis in old.axes.named if axis.name in ("mlp@ups.0", "mlp@ups.1"))
+    sizes = {first.atom: int(str(first.size)) + 1, second.atom: int(str(second.size)) - 1}
+    found = check(old, resize(old, Resizing(sizes), Fills({}, "zero")))
     assert found.proof and not found.proof.holds and "smaller" in found.proof.why
 
 
@@ -863,10 +874,11 @@ def grown(program: Program, name: str, by: int = 2) -> Program:
 
 def test_an_axis_that_outputs_show() -> None:
     old = traced("skip_mlp")
-    found = rejected(old, grown(old, "classes"))
-    assert found.proof and "seen in the output" in found.proof.why
-    assert found.test and found.test.worst and found.test.worst.output64 == float("inf")
-    passes(old, grown(old, "mlp@ups.0"))  # the same edit on an inner axis
+    beside = check(old, grown(old, "classes"))  # the old outputs are there: it says that it speaks of these
+    assert beside.holds and beside.extended == old.graph.output_names and "old units" in beside.scope
+    assert not check(old, grown(old, "mlp@ups.0")).extended
+    with pytest.raises(Refusal, match="seen in the output"):
+        Widen(axis="classes")(old)
 
 
 def test_an_axis_that_inputs_show() -> None:

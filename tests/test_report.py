@@ -177,7 +177,7 @@ def test_a_pass_is_described_by_its_fields_and_its_file():
     options = {option.name: option for option in found.options}
 
     assert found.theorem.startswith("widen:") and "Proof." in found.theorem
-    assert (options["init"].type, options["init"].default) == ("scaled | copy | zero", "scaled")
+    assert (options["init"].type, options["init"].default) == ("scaled | copy | zero | mup", "scaled")
     assert options["to"].type == "int"
     assert all(option.doc for option in found.options)
 

@@ -14,6 +14,8 @@ from graphgrow.errors import Refusal
 from graphgrow.export import export_huggingface
 from graphgrow.pipeline import Pipeline
 from graphgrow.program import Program
+from graphgrow.rewrite import Rewriter
+from graphgrow.rewrite.regroup import groups
 from graphgrow.tracing import trace
 from graphgrow.verify import check
 from passes import AddHeads, SplitKvHeads
@@ -60,7 +62,7 @@ def test_by_way_of_fewer() -> None:
     assert check(old, by_steps).holds
 
 
-@pytest.mark.parametrize("model", ["phi3", "falcon_grouped", "cohere", "qwen3", "gemma2", "mixtral"])
+@pytest.mark.parametrize("model", ["phi3", "falcon_grouped", "cohere", "qwen3", "gemma2", "mixtral", "olmo2"])
 def test_fused_normalised_and_soft_capped(model: str) -> None:
     old = traced(model)
     new = SplitKvHeads()(old)
@@ -117,5 +119,8 @@ class _Averaged(nn.Module):
 
 def test_what_mixes_heads_of_keys_is_named() -> None:
     program = trace(_Averaged(), {"x": torch.randn(2, 5, 16)})
-    with pytest.raises(Exception, match="prod"):
-        SplitKvHeads(factor=3)(program)
+    ((keys, queries),) = groups(program.axes).items()
+    rewriter = Rewriter(program)
+    rewriter.regroup({keys: (queries, 3)})
+    found = check(program, rewriter.program)
+    assert not found.holds and found.proof and "prod" in found.proof.why

@@ -146,6 +146,8 @@ class Memory:
         made = self.draft.by_name[value.name]
         if made.op == "getitem":
             return _View(source, self._piece(made))
+        if made.op == "aten.view_as_complex.default":  # which is made of a copy
+            made = replace(made, args=self.draft.by_name[next(iter(made.operands()))].args[:1])
         return _View(source, made if [*made.operands()] == [before.name] else None)
 
     def _piece(self, node: Node) -> Node | None:

@@ -58,7 +58,9 @@ class Pair:
         return found
 
     def old_units(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Of the new program's outputs what the old one has."""
+        """Of the new program's outputs what the old one has; all of them where they are others."""
+        if len(outputs) != len(self.old.graph.output_names):
+            return list(outputs)
         found: list[Tensor] = []
         for name, output in zip(self.old.graph.output_names, outputs, strict=True):
             for dim, term in enumerate(self.old.axes.terms[name]):

@@ -154,19 +154,26 @@ def _spoils(old: Program, node: Node, chosen: Groups) -> Iterator[str]:
         if _has(inside, ours):
             yield f"{where} attends over heads"
     elif kind in ("sum", "mean", "reduction"):
-        gone = {atom for shape in read for term in shape for atom in term.atoms}
-        gone -= {atom for term in terms[node.name] for atom in term.atoms}
-        if gone & ours and (kind == "reduction" or any((k in gone) != (q in gone) for k, (q, _) in chosen.items())):
+        had = {atom for shape in read for term in shape for atom in term.atoms}
+        gone = had - {atom for term in terms[node.name] for atom in term.atoms}
+        if any(_reduced(kind, keys, queries, had, gone) for keys, (queries, _) in chosen.items()):
             yield f"{where} reduces over heads"
     elif kind == "along":
         if _has([read[0][_dimension(node)]], ours):
             yield f"{where} goes along heads"
     elif kind == "layer_norm":
-        shape = node.args[1]
-        if _has(read[0][-len(shape) :] if isinstance(shape, tuple) else read[0], ours):
+        shape, queries = node.args[1], {query for query, _ in chosen.values()}
+        if _has(read[0][-len(shape) :] if isinstance(shape, tuple) else read[0], ours) and _has(read[0], queries):
             yield f"{where} normalises over heads"
     else:
         yield f"{where} is not known to treat heads alike"
+
+
+def _reduced(kind: str, keys: Atom, queries: Atom, had: set[Atom], gone: set[Atom]) -> bool:
+    """Whether a reduction tells repeated heads from single ones. A mean of equally many copies of each does not."""
+    if keys not in gone and queries not in gone:
+        return False
+    return not (kind == "mean" and queries not in had) and (kind == "reduction" or (keys in gone) != (queries in gone))
 
 
 def _dimension(node: Node) -> int:
