@@ -35,14 +35,12 @@ from benchmarks.measure import (
     ratio_row,
     timed,
 )
-from benchmarks.widen_xl import copied
+from benchmarks.widen_xl import HEADS, HIDDEN, LAYERS, TURNS, copied
 from graphgrow.pipeline import Pass, parse_pass
 from graphgrow.program import Program
 from graphgrow.rewrite import Rewriter
 
-LAYERS, HIDDEN, HEADS = 48, 1600, 25
 NEEDED = 17.0  # GB
-TURNS = 3
 # Function and arguments of each comparison: layers, our pass, the peer's rule, the new size.
 RUNS: tuple[tuple[str, int, str, str, int], ...] = (
     ("widths", LAYERS, "widen-hidden:to=2400", "LEMON's average padding", 2400),

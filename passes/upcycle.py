@@ -26,12 +26,10 @@ from typing import ClassVar, Literal
 
 from graphgrow.axes.names import Named
 from graphgrow.errors import OptionError, Refusal
+from graphgrow.growth import AUTO, LARGEST
 from graphgrow.pipeline import Pass, option, select
 from graphgrow.program import Program
 from graphgrow.rewrite import Mixture, Region, Rewriter
-
-AUTO = "auto"
-LARGEST = 10_000  # experts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,8 +104,6 @@ def test_dead_units_go_wherever_they_are(model: str, role: str, spec: str) -> No
     axis = axis_of(mixed, role)
     small = PruneAxis(axis=axis.name, to=int(str(axis_of(old, role).size)))(mixed)
     found = small.certificate
-    if "means" in (grown.certificate.proof.steps[0].gives if grown.certificate and grown.certificate.proof else ""):
-        return
     assert found and found.claim == "Exact" and found.evidence == "proved and tested", found
     assert check(mixed, small).holds
     inputs = old.example(seed=3)
@@ -127,12 +125,12 @@ def test_a_live_unit_is_no_dead_one() -> None:
     assert torch.equal(small.tensors["blocks.0.up.weight"], old.tensors["blocks.0.up.weight"][kept])
     assert not check(old, small).holds
     total = difference = 0.0
-    for sizes, seed in (({"batch": 1, "sequence": 5}, 0), ({"batch": 2, "sequence": 9}, 1)):
-        inputs = old.example(sizes, seed)
+    for seed, (batch, length) in enumerate([(1, 6), (2, 9), (3, 4)]):
+        inputs = old.example({"batch": batch, "sequence": length}, seed)
         with torch.no_grad():
             a, b = (outputs(program.module().eval(), inputs)[0].double() for program in (old, small))
         total, difference = total + float(a.square().sum()), difference + float((a - b).square().sum())
-    assert found.measured.norm == pytest.approx((difference / total) ** 0.5, rel=0.5)
+    assert found.measured.norm == pytest.approx((difference / total) ** 0.5, rel=1e-6)
     again = certify(old, small, spec="x", claim="Changes", data=[old.example({"batch": 4}, 5)])
     assert again.measured and again.measured.inputs == "data (batches: 1)"
 

@@ -49,7 +49,7 @@ def kept_moves(old: Program, new: Program, kept: Kept, growth: Alignment, assign
         origins = [before.source(term) for term in terms]
         for cell in dict.fromkeys(itertools.product(*(dict.fromkeys(found.tolist()) for found in cells))):
             there = [np.flatnonzero(found == number) for found, number in zip(cells, cell, strict=True)]
-            runs = tuple(tuple(_runs(at, origin[at])) for at, origin in zip(there, origins, strict=True))
+            runs = tuple(tuple(pieces(at, origin[at])) for at, origin in zip(there, origins, strict=True))
             scale = 1 / multiple(known.get(cell, SAME)).scale
             yield Move(old=name, new=name, shape=tuple(new.tensors[name].shape), scale=scale, runs=runs)
 
@@ -87,11 +87,11 @@ def _moved(
     copies = max(1, round(sum(size) / whole)) if size else 1
     for scale, places in blocks:
         if all(len(there) for there, _ in places):
-            runs = tuple(tuple(_runs(there, origins)) for there, origins in places)
+            runs = tuple(tuple(pieces(there, origins)) for there, origins in places)
             yield Move(old=name, new=name, shape=shape, scale=scale, copies=copies, runs=runs)
 
 
-def _runs(there: Positions, origins: Positions) -> Iterator[Run]:
+def pieces(there: Positions, origins: Positions) -> Iterator[Run]:
     """Places and their origins as pieces in which both count on."""
     cuts = np.flatnonzero((np.diff(there) != 1) | (np.diff(origins) != 1)) + 1
     for part, source in zip(np.split(there, cuts), np.split(origins, cuts), strict=True):

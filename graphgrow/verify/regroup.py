@@ -17,7 +17,7 @@ import torch
 from graphgrow import ops
 from graphgrow.axes import Atom, Term
 from graphgrow.axes.contractions import equation, operands
-from graphgrow.certificate import Growth, Move, Proof, Run, Test
+from graphgrow.certificate import Growth, Move, Proof, Test
 from graphgrow.errors import Refusal
 from graphgrow.graph import Node, Ref
 from graphgrow.program import Program
@@ -27,6 +27,7 @@ from graphgrow.rewrite.regroup import Groups, groups, moved, positions
 from graphgrow.rewrite.units import number
 from graphgrow.verify.align import Alignment
 from graphgrow.verify.equivalence import FULL_SIZE, Pair, runners, sizes_to_try, trial, verdict
+from graphgrow.verify.moves import pieces
 
 _UNIT_BY_UNIT = {"pointwise", "power", "like"}
 _LAYOUT = {"reshape", "permute", "unsqueeze", "expand", "repeat_interleave", "cat", "stack", "split", "slice", "select",
@@ -87,14 +88,8 @@ def regrouped_moves(old: Program, new: Program, found: Regrouped) -> Iterator[Mo
         if moved(terms, found.chosen) and old.kinds[name].role == "parameter":
             places = [positions(term, found.chosen) for term in terms]
             copies = max(1, round(new.tensors[name].numel() / old.tensors[name].numel()))
-            runs = tuple(tuple(_runs(origin)) for origin in places)
+            runs = tuple(tuple(pieces(np.arange(len(origin)), origin)) for origin in places)
             yield Move(old=name, new=name, shape=tuple(new.tensors[name].shape), copies=copies, runs=runs)
-
-
-def _runs(origins: np.ndarray) -> Iterator[Run]:
-    cuts = np.flatnonzero(np.diff(origins) != 1) + 1
-    for there, part in zip(np.split(np.arange(len(origins)), cuts), np.split(origins, cuts), strict=True):
-        yield Run(to=int(there[0]), start=int(part[0]), length=len(part))
 
 
 def _chosen(old: Program, new: Program) -> Groups:
