@@ -20,8 +20,8 @@ from graphgrow.prove.engine import Assignment, Block, Prover, Strategy, parts
 from graphgrow.prove.facts import MEAN, POSITIVE, SAME, UNDEFINED, ZERO, Cells, fact, kind, multiple, scale
 from graphgrow.prove.rows import Number, Value
 from graphgrow.prove.rows.contractions import attention_scores, multiplied
+from graphgrow.prove.rows.norms import normalised
 from graphgrow.prove.rows.pointwise import CHOICES, HOMOGENEOUS, LINEAR, POWERS, PRODUCTS, QUOTIENTS, SUMS, short
-from graphgrow.prove.rows.reductions import normalised
 
 STRATEGIES: tuple[Strategy, ...] = ("zeros", "means", "copies")
 Part = tuple[int, frozenset[int]]  # of a parameter: a dimension and its cells

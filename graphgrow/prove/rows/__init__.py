@@ -1,6 +1,6 @@
 """What each kind of operator makes of facts: one row per kind, soundness argued beside it."""
 
-from graphgrow.prove.rows import contractions, layout, lookups, pointwise, reductions
+from graphgrow.prove.rows import along, contractions, layout, lookups, norms, pointwise, reductions
 from graphgrow.prove.rows.base import ROWS, Context, Number, Value
 from graphgrow.prove.rows.layout import plain
 
@@ -9,9 +9,11 @@ __all__ = [
     "Context",
     "Number",
     "Value",
+    "along",
     "contractions",
     "layout",
     "lookups",
+    "norms",
     "plain",
     "pointwise",
     "reductions",

@@ -7,9 +7,9 @@ import numpy as np
 from graphgrow import ops
 from graphgrow.graph import Node, Ref
 from graphgrow.prove.facts import ANY, CONSTANT, NAMES, SAME, UNDEFINED, ZERO, each, scale, scaled
+from graphgrow.prove.rows.along import alike
 from graphgrow.prove.rows.base import Context, Value, row, settled, spread, unknown
 from graphgrow.prove.rows.pointwise import short
-from graphgrow.prove.rows.reductions import alike
 
 
 @row("embedding", "index_select", "index", "gather")
