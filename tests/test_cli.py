@@ -48,8 +48,9 @@ def run(*arguments, code=0):
 
 
 def command(*arguments, **options):
-    """One command in a process of its own."""
-    line = [sys.executable, "-c", "from graphgrow.cli import main; main()", *map(str, arguments)]
+    """One command in a process of its own, which hears interrupts also where the tests run in the background."""
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    line = [sys.executable, "-c", f"{heard}; from graphgrow.cli import main; main()", *map(str, arguments)]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
