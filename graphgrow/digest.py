@@ -28,11 +28,18 @@ def digest(
     with ThreadPoolExecutor(_THREADS) as threads:
         hashes = list(threads.map(fingerprint, tensors.values()))
     described = [
-        [name, str(tensor.dtype), list(tensor.shape), found, astuple(kinds[name])]
+        [name, str(tensor.dtype), list(tensor.shape), found, *_kind(kinds[name])]
         for (name, tensor), found in zip(tensors.items(), hashes, strict=True)
     ]
     text = json.dumps([sorted(described), sorted(aliases.items()), dtype])
     return hashlib.sha256(f"{graph_to_text(graph)}\n{text}".encode()).hexdigest()
+
+
+def _kind(kind: Kind) -> list[object]:
+    """A kind as plain values; what says nothing is left out."""
+    base = [kind.role, kind.persistent, kind.trainable]
+    rest = [kind.pattern, list(astuple(kind.tuning))]
+    return [base] if kind == Kind(kind.role, kind.persistent, kind.trainable) else [base, rest]
 
 
 def fingerprint(tensor: Tensor) -> str:

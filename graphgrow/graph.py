@@ -173,13 +173,24 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuning:
+    """How a parameter is to be trained: what an optimizer's learning rate, weight decay and eps are multiplied by."""
+
+    rate: float = 1.0
+    decay: float = 1.0
+    eps: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Kind:
     """What a named tensor is to the module: a parameter, a buffer (in the state dict when `persistent`), or a
-    constant of the traced code."""
+    constant of the traced code. A buffer with a `pattern` is the mask of a weight, and keeps to it (`2:4@1`)."""
 
     role: Literal["parameter", "buffer", "constant"]
     persistent: bool = True
     trainable: bool = True
+    pattern: str = ""
+    tuning: Tuning = Tuning()
 
 
 # How the outputs are packed: a node's value, None, a tuple, or a record.

@@ -34,6 +34,7 @@ from graphgrow.graph import (
     Ref,
     ScalarType,
     TensorType,
+    Tuning,
 )  # fmt: skip
 
 BATCH = sizes.symbol("batch")
@@ -84,8 +85,8 @@ def contents(more: tuple[Node, ...] = (), **changes: object) -> files.Contents:
             "unused": torch.arange(24, dtype=torch.bfloat16).view(4, 6).t()[1:3], "none": torch.zeros(0, 3),
         },
         "kinds": {
-            "h.0.w": Kind("parameter"), "steps": Kind("buffer", True, False),
-            "unused": Kind("buffer", False, True), "none": Kind("constant"),
+            "h.0.w": Kind("parameter", tuning=Tuning(0.25, 4.0, 1e-05)), "steps": Kind("buffer", True, False),
+            "unused": Kind("buffer", False, True), "none": Kind("buffer", True, False, "2:4@1"),
         },
         "aliases": {"head.weight": "h.0.w"}, "dtype": "float32", "journal": (CERTIFICATE,),
     }  # fmt: skip
@@ -595,6 +596,9 @@ def more_hostile_headers():
     yield "alias loop", set_part("aliases", one="two", two="one"), "tied"
     yield "alias that is a tensor", set_part("aliases", steps="h.0.w"), "tied"
     for kind in ("evil", "parameter", None, ["parameter"], {"role": "parameter"}):
+        yield f"kind {kind}", set_part("kinds", steps=kind), "'steps'"
+    for kind in ("parameter persistent trainable mask=2:4@1", "buffer persistent frozen rate=1 decay=1 eps=1",
+                 "parameter persistent trainable rate=nan decay=1 eps=1", "buffer persistent frozen mask=a b"):  # fmt: skip
         yield f"kind {kind}", set_part("kinds", steps=kind), "'steps'"
     yield "gradient of an integer", set_part("kinds", steps="parameter persistent trainable"), "'steps'"
     yield "kind of no tensor", set_part("kinds", other="buffer persistent frozen"), "'other'"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Literal, cast
 
 import torch
 from pydantic import ValidationError
@@ -17,7 +19,7 @@ from graphgrow.files import check
 from graphgrow.files.check import Json
 from graphgrow.files.nodes import located
 from graphgrow.files.text import graph_from_value, graph_to_text, parsed
-from graphgrow.graph import WEIGHTS, Graph, Kind
+from graphgrow.graph import WEIGHTS, Graph, Kind, Tuning
 
 DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in check.DTYPES}
 _TRAINABLE = frozenset(dtype for dtype in DTYPES.values() if dtype.is_floating_point or dtype.is_complex)
@@ -26,16 +28,36 @@ _TAKEN = frozenset(dir(nn.Module()))  # a submodule or parameter of such a name 
 
 
 def _kind_text(kind: Kind) -> str:
-    """`parameter persistent trainable`, for instance."""
-    saved, trained = (
-        "persistent" if kind.persistent else "transient",
-        "trainable" if kind.trainable else "frozen",
-    )
-    return f"{kind.role} {saved} {trained}"
+    """`parameter persistent trainable rate=0.25 decay=4.0 eps=1.0` or `buffer persistent frozen mask=2:4@1`."""
+    words = [kind.role, "persistent" if kind.persistent else "transient", "trainable" if kind.trainable else "frozen"]
+    if kind.pattern:
+        words.append(f"mask={kind.pattern}")
+    if kind.tuning != Tuning():
+        words += [f"{item.name}={getattr(kind.tuning, item.name)!r}" for item in fields(Tuning)]
+    return " ".join(words)
 
 
-_ALL = product(("parameter", "buffer", "constant"), (True, False), (True, False))
-_KINDS = {_kind_text(kind): kind for kind in (Kind(*values) for values in _ALL)}
+_NUMBER = r"[0-9]{1,20}(?:\.[0-9]{1,20})?(?:e[+-][0-9]{1,3})?"
+_KIND = re.compile(
+    r"(?P<role>parameter|buffer|constant) (?P<saved>persistent|transient) (?P<trained>trainable|frozen)"
+    r"(?: mask=(?P<pattern>[a-z0-9:x@]{1,32}))?"
+    rf"(?: rate=(?P<rate>{_NUMBER}) decay=(?P<decay>{_NUMBER}) eps=(?P<eps>{_NUMBER}))?"
+)
+
+
+@lru_cache(maxsize=4096)
+def _kind(text: str) -> Kind | None:
+    """The kind whose text this is."""
+    found = _KIND.fullmatch(text)
+    if (
+        found is None
+        or (found["pattern"] and found["role"] != "buffer")
+        or (found["rate"] and found["role"] != "parameter")
+    ):
+        return None
+    tuning = Tuning(*map(float, found.group("rate", "decay", "eps"))) if found["rate"] else Tuning()
+    role = cast(Literal["parameter", "buffer", "constant"], found["role"])
+    return Kind(role, found["saved"] == "persistent", found["trained"] == "trainable", found["pattern"] or "", tuning)
 
 
 @dataclass(frozen=True)
@@ -76,9 +98,10 @@ def _kinds(value: Json, tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
     """What each tensor is to the module: an entry for every tensor, and no other."""
     kinds: dict[str, Kind] = {}
     for name, text in check.fields(value, frozenset(tensors)).items():
-        if not isinstance(text, str) or text not in _KINDS:
+        kind = _kind(text) if isinstance(text, str) else None
+        if kind is None:
             raise check.bad(f"{check.shown(text)} as the kind of a tensor", where=f"tensor {name!r}")
-        kind = kinds[name] = _KINDS[text]
+        kinds[name] = kind
         if kind.role == "parameter" and kind.trainable and tensors[name].dtype not in _TRAINABLE:
             raise check.bad(f"a trainable parameter of {tensors[name].dtype}", where=f"tensor {name!r}")
     return kinds
