@@ -598,7 +598,8 @@ def more_hostile_headers():
     for kind in ("evil", "parameter", None, ["parameter"], {"role": "parameter"}):
         yield f"kind {kind}", set_part("kinds", steps=kind), "'steps'"
     for kind in ("parameter persistent trainable mask=2:4@1", "buffer persistent frozen rate=1 decay=1 eps=1",
-                 "parameter persistent trainable rate=nan decay=1 eps=1", "buffer persistent frozen mask=a b"):  # fmt: skip
+                 "parameter persistent trainable rate=nan decay=1 eps=1",
+                 "buffer persistent frozen mask=a b"):  # fmt: skip
         yield f"kind {kind}", set_part("kinds", steps=kind), "'steps'"
     yield "gradient of an integer", set_part("kinds", steps="parameter persistent trainable"), "'steps'"
     yield "kind of no tensor", set_part("kinds", other="buffer persistent frozen"), "'other'"
