@@ -42,10 +42,10 @@ class Growth(Pass):
         default="scaled",
     )
     by: Literal["auto", "zeros", "means", "copies", "shares"] = option(
-        "what keeps the function: zeros in new units, the mean of the old ones (layer norm), complete copies, or copies "
-        "of which weights that sum over them take random shares, which add up to the old weights: such copies do not "
-        "stay alike, and need not be complete; auto: the first of zeros, means and copies that is proved, copies where "
-        "new units could never learn otherwise",
+        "what keeps the function: zeros in new units, the mean of the old ones (layer norm), complete copies, shares: "
+        "copies that do not stay alike, as weights that sum over them hold random parts which add up to the old "
+        "weights; auto: the first of zeros, means, copies that is proved, copies where new units could never learn "
+        "otherwise",
         default="auto",
     )
     noise: float | None = option(

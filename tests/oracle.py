@@ -270,7 +270,7 @@ def wrong(number: int, old: Tensor, new: Tensor, cell: Cell) -> str:
     said = multiple(number)
     if said.kind == "share":
         sums = _number(new)
-        for dim, chosen in enumerate(cell.at):
+        for dim in range(len(cell.at)):
             sums = cell.added(sums, dim) if dim in said.along else sums.index_select(dim, cell.index(dim))
         for dim in said.along:
             sums = sums.index_select(dim, torch.tensor([position.copy for _, position in cell.at[dim]]))
@@ -428,9 +428,12 @@ def shared(
     left = left.clone()
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
     new = torch.randn([len(dimension) for dimension in at], generator=generator, dtype=torch.float64)
-    last = {tuple(at[d][i].copy if d in along else i for d, i in enumerate(place)): place for place in np.ndindex(*new.shape)}
-    for place in np.ndindex(*new.shape):
-        unit = tuple(at[d][i].copy if d in along else i for d, i in enumerate(place))
+    units = {
+        place: tuple(at[d][i].copy if d in along else i for d, i in enumerate(place))
+        for place in np.ndindex(*new.shape)
+    }
+    last = {unit: place for place, unit in units.items()}
+    for place, unit in units.items():
         new[place] = left[unit] if last[unit] == place else new[place]
         left[unit] -= new[place]
     return new

@@ -10,8 +10,8 @@ and UNDEFINED is what a logarithm or a quotient makes of it.
     c * constant    both: the original does not vary along the new dimensions
     affine          c times the original plus a number, on its way to lose that number (the 1 of Gemma's 1 + gain)
     names           of indices into complete copies: where the original names a unit, these name its copies, each once
-    share           a fact of several blocks together: along some dimensions, the blocks of all copies of an old unit (and
-                    of the unit itself) add up to c times what the original holds there. Elsewhere it is a copy
+    share           of several blocks together: along some dimensions, what all copies of an old unit have (and what it
+                    has itself) adds up to c times the original; along the others it is a copy
 """
 
 from __future__ import annotations

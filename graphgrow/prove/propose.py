@@ -2,9 +2,10 @@
 
 Three are tried. *Zeros*: every new block is zero. *Means*: what is written into the stream gets the mean of its old
 units (layer norm's mean rule). *Copies*: every new unit copies an old one. *Shares*, where they are asked for: copies,
-and weights that do nothing but sum over them hold shares that add up to the old weights. On the way scales are repaired: where a
-value has become a multiple of the original's, the first parameter that multiplies it takes the inverse (a norm's gain),
-a number added to it follows (a norm's eps), and, failing that, the nearest weights before it do.
+and weights that do nothing but sum over them hold shares that add up to the old weights. On the way scales are
+repaired: where a value has become a multiple of the original's, the first parameter that multiplies it takes the
+inverse (a norm's gain), a number added to it follows (a norm's eps), and, failing that, the nearest weights before it
+do.
 """
 
 from __future__ import annotations
@@ -182,7 +183,8 @@ class _Repair:
             if factor not in (None, 1.0) and name not in prover.touched:
                 node, end = self.graph[name], len(self.graph.nodes)
                 factors = operands(node)[0] if ops.kind(node.op) == "contraction" else []
-                for value in (name, *(ref.name for ref in factors if isinstance(ref, Ref))):  # a tied weight can't follow
+                # The weight of the last contraction may be tied: then what it multiplies follows.
+                for value in (name, *(ref.name for ref in factors if isinstance(ref, Ref))):
                     if self._rescale(value, 1 / (factor or 1.0), end, lambda: self._uniform(name) == 1.0):  # noqa: B023
                         break
         return prover.failure()

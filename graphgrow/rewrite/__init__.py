@@ -7,6 +7,6 @@ from graphgrow.rewrite.rewriter import Data, Rewriter
 from graphgrow.rewrite.units import Resizing
 
 __all__ = [
-    "APART", "Data", "Fills", "Init", "Mixture", "Place", "Region", "Resizing", "Rewriter", "literal", "planned", "resize",
-    "resize_graph",
+    "APART", "Data", "Fills", "Init", "Mixture", "Place", "Region", "Resizing", "Rewriter", "literal", "planned",
+    "resize", "resize_graph",
 ]  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -18,8 +17,7 @@ from graphgrow.rewrite.units import Positions, Resizing, runs, spans
 
 View = tuple[Tensor, list[slice]]
 Place = tuple[int, ...]
-Fill = Callable[[Tensor, Sequence[slice], int], None]  # values for a free block: its view, where it is, its fact; or
-# noise for shares
+Fill = Callable[[Tensor, Sequence[slice], int], None]  # values for a free block (its view, where it is, its fact)
 _BUFFER = 2**18  # values made at a time: what a core's cache holds
 
 
@@ -72,7 +70,7 @@ def grown(
             if not free(number) and number != ZERO:
                 _rescale(view, number)
     for group in groups(terms, resizing, facts):
-        group.fill(old, new, partial(fill, at=(), fact=group.fact))
+        group.fill(old, new, lambda drawn, fact=group.fact: fill(drawn, (), fact))
     return new
 
 

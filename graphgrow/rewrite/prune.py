@@ -18,8 +18,8 @@ from graphgrow.prove.facts import ROUNDING
 from graphgrow.prove.propose import STRATEGIES, propose
 from graphgrow.rewrite.blocks import view_cells
 from graphgrow.rewrite.reading import Reader
-from graphgrow.rewrite.shares import groups
 from graphgrow.rewrite.resize import Fills, literal, resize, resize_graph
+from graphgrow.rewrite.shares import groups
 from graphgrow.rewrite.units import Resizing, number
 
 Kept = Mapping[Atom, Sequence[int]]

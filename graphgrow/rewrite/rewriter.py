@@ -93,8 +93,8 @@ class Rewriter:
     def _apart(self, sizes: Mapping[Atom, int], found: Assignment) -> None:
         """Note the axes whose copies no shares tell apart. Raises Refusal where that is all of them."""
         axes = self.program.axes
-        shares = [(axes.parameters[block.parameter], fact) for block, fact in found.blocks.items() if kind(fact) == "share"]
-        apart = {atom for terms, fact in shares for dim in multiple(fact).along for atom in terms[dim].atoms}
+        shares = {(block.parameter, multiple(f).along) for block, f in found.blocks.items() if kind(f) == "share"}
+        apart = {atom for name, along in shares for dim in along for atom in axes.parameters[name][dim].atoms}
         alike = {atom: size for atom, size in sizes.items() if atom not in apart}
         if len(alike) == len(sizes):
             raise Refusal(

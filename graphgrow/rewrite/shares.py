@@ -37,8 +37,8 @@ class Share:
 
 @dataclass(frozen=True)
 class Group:
-    """All shares of one old cell: where they are in the new tensor, and the old positions that they come from, dimension
-    by dimension; along those that are summed over every old unit once."""
+    """All shares of one old cell: where they are in the new tensor, and the old positions that they come from,
+    dimension by dimension; along those that are summed over every old unit once."""
 
     head: Place
     cells: tuple[Place, ...]  # `head`, and those of its copies
@@ -67,8 +67,8 @@ class Group:
             new[_at(part.there)] = torch.where(own, rest, copies).to(new.dtype)
 
     def holds(self, old: Tensor, new: Tensor) -> bool:
-        """Whether shares add up. Rounding allowed: of each share, and of the factor that it was made with, by half a unit
-        in its last place; of each addition here; of a factor of the sum other than one as far as it is known."""
+        """Whether shares add up. Rounding allowed: of each share, and of the factor that it was made with, by half a
+        unit in its last place; of each addition here; of a factor of the sum other than one as far as it is known."""
         if not new.is_floating_point():
             return False
         limits, most = torch.finfo(new.dtype), prod(int(share.counts.max()) for share in self.along.values())

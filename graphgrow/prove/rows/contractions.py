@@ -153,9 +153,7 @@ class _Shares:
         varies = any(not self.cells[c][at[c]].old for c in own if c not in along)
         others = product([fact("same" if varies else "constant", found.scale), *_without(factors, index)])
         ratio = prod(cell.ratio for cell in over.values())
-        count = prod(
-            sum(cell.origin == self.cells[c][at[c]].origin for cell in self.cells[c]) for c in along
-        )
+        count = prod(sum(cell.origin == self.cells[c][at[c]].origin for cell in self.cells[c]) for c in along)
         key = (index, factors[index], origin, *((c, at[c]) for c in over))
         self.groups.setdefault(key, (origin, ratio, [], count))[2].append(others)
 
