@@ -1,6 +1,6 @@
 """widen-hidden: more units in the residual stream.
 
-Statement. Let everything that writes an axis of size n give m units. Three ways keep every output:
+Statement. Let everything that writes an axis of size n give m units. Four ways keep every output:
 
 zeros    what is written is zero in the new units. RMS norms see their mean square fall to n/m of what it was, so
          their eps takes the factor n/m and their gains sqrt(n/m). All that reads the stream is free in the new

@@ -76,8 +76,10 @@ class Group:
         for part in self.parts():
             whole, shares = part.whole(old.detach()), new.detach()[_at(part.there)].double()
             error = (part.added(shares) - whole).abs()
-            allowed = unit * (part.added(shares.abs()) + most * limits.smallest_normal)
-            if not bool((error <= allowed + (ROUNDING * whole.abs() if self.scale != 1 else 0.0)).all()):
+            size = part.added(shares.abs())
+            allowed = unit * (size + most * limits.smallest_normal)
+            allowed += ROUNDING * whole.abs() if self.scale != 1 else 0.0
+            if not bool((size.isfinite() & (error <= allowed)).all()):
                 return False
         return True
 
