@@ -96,6 +96,8 @@ def constraints(axes: Axes, assignment: Assignment, needed: Mapping[Block, str])
 
 
 def _fill(block: Block, fact: int) -> Fill:
+    if kind(fact) == "share":
+        return "share"
     if not block.dims:
         return "scaled"
     fills: dict[str, Fill] = {"zero": "zero", "mean": "mean", "free": "positive"}
