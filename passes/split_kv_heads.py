@@ -46,7 +46,7 @@ class SplitKvHeads(Pass):
             raise OptionError(found=self.spec, fix="give a whole number from 2")
 
     def rewrite(self, rewriter: Rewriter) -> None:
-        axes = rewriter.program.axes
+        axes = rewriter.program.unit_axes
         names = {named.atom: named.name for named in axes.named}
         heads = {named.atom for named in axes.named if named.role in ("kv_heads", "heads")}
         shared = {keys: queries for keys, queries in groups(axes).items() if keys in heads}
@@ -55,9 +55,9 @@ class SplitKvHeads(Pass):
             shared = {keys: queries for keys, queries in shared.items() if keys in wanted}
         if not shared:
             raise Refusal(
-                found="no heads of keys and values, two or more, that several query heads share",
+                found="no heads of keys and values that several query heads share",
                 where="the attention of the program",
-                fix="grow others with add-heads or add-kv-heads; a single head that all share can't be split yet",
+                fix="grow others with add-heads or add-kv-heads",
             )
         rewriter.regroup({keys: (q, self.copies(keys, q, names[keys])) for keys, q in shared.items()})
 

@@ -7,7 +7,7 @@ nothing moves at all."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from graphgrow import ops
 from graphgrow.axes import Atom, Axes, Product, Sum, Term
 from graphgrow.axes.term import UNIT
 from graphgrow.errors import Refusal
-from graphgrow.graph import Node, Ref
+from graphgrow.graph import Graph, Node, Ref
 from graphgrow.lazy import Load, made
 from graphgrow.program import Program
-from graphgrow.rewrite.resize import resize_graph
+from graphgrow.rewrite.resize import refuse_frozen, resize_graph
 from graphgrow.rewrite.units import Positions, number
 
 Groups = Mapping[Atom, tuple[Atom, int]]  # heads of keys -> query heads of each, how many heads are made of one
@@ -42,7 +42,7 @@ def _shared(axes: Axes, node: Node) -> Iterator[tuple[Atom, Atom]]:
     if kind == "expand" and axes.terms.get(first):
         before, after = axes.terms[first], axes.terms[node.name]
         for left, old, new in zip(after[-len(before) :], before[1:], after[-len(before) + 1 :], strict=False):
-            if isinstance(left, Atom) and isinstance(new, Atom) and old == UNIT:
+            if isinstance(left, Atom) and isinstance(new, Atom) and old.size == 1:
                 yield left, new
     elif kind == "repeat_interleave" and axes.terms.get(first):
         for old, new in zip(axes.terms[first], axes.terms[node.name], strict=True):
@@ -57,12 +57,37 @@ def _shared(axes: Axes, node: Node) -> Iterator[tuple[Atom, Atom]]:
 
 
 def regrouped(program: Program, chosen: Groups) -> Program:
-    """The program with more heads of keys and values. Raises Refusal where heads stand in another order."""
-    sizes: dict[Atom, int] = {}
+    """The program with more heads of keys and values. Raises Refusal where heads stand in another order, or where they
+    have to stay as many as they are."""
+    axes = program.unit_axes
+    for keys, (queries, _) in chosen.items():
+        refuse_frozen(axes, keys)
+        refuse_frozen(axes, queries)
+    tensors = made(program.tensors, program.tensors, _Regroup(axes, chosen))
+    return program.replace(graph=regroup_graph(axes, chosen), tensors=tensors)
+
+
+def new_sizes(chosen: Groups) -> dict[Atom, int]:
+    """The heads of keys, and the query heads of each, that there are then."""
+    found: dict[Atom, int] = {}
     for keys, (queries, copies) in chosen.items():
-        sizes |= {keys: number(keys) * copies, queries: number(queries) // copies}
-    tensors = made(program.tensors, program.tensors, _Regroup(program.axes, chosen))
-    return program.replace(graph=resize_graph(program.axes, sizes), tensors=tensors)
+        found |= {keys: number(keys) * copies, queries: number(queries) // copies}
+    return found
+
+
+def regroup_graph(axes: Axes, chosen: Groups) -> Graph:
+    """The graph with more heads of keys. Attention spreads a single head by itself, several only when told to."""
+    graph = resize_graph(axes, new_sizes(chosen))
+    return Graph(tuple(_grouped(graph, node) for node in graph.nodes), graph.outputs, graph.symbols)
+
+
+def _grouped(graph: Graph, node: Node) -> Node:
+    if ops.kind(node.op) != "attention":
+        return node
+    queries, keys = (graph[arg.name].shape[-3:-2] for arg in node.args[:2] if isinstance(arg, Ref))
+    if queries == keys or keys in ((), (1,)):
+        return node
+    return replace(node, kwargs=tuple({**dict(node.kwargs), "enable_gqa": True}.items()))
 
 
 @dataclass(frozen=True)

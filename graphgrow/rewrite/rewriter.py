@@ -112,7 +112,7 @@ class Rewriter:
     def regroup(self, chosen: Groups) -> None:
         """Repeat heads of keys and values for parts of the query heads that use them. Raises Refusal where they stand
         in another order."""
-        names = {named.atom: named.name for named in self.program.axes.named}
+        names = {named.atom: named.name for named in self.program.unit_axes.named}
         self.program = regrouped(self.program, chosen)
         self.edits += [f"regroup {names[keys]}: each {copies} times" for keys, (_, copies) in chosen.items()]
 
