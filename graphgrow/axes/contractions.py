@@ -66,8 +66,14 @@ def _contraction(state: State, node: Node) -> Result:
         raise Conflict("operands of a rank that its signature does not have")
     for text, shape in zip(inputs, shapes, strict=True):
         for letter, axis in zip(text, shape, strict=True):
-            known = [letters[letter]] if letter in letters else []
-            letters[letter] = unified(node, [*known, axis], spread=letter in output and "matmul" in node.op)
+            batch = letter in output and "matmul" in node.op
+            met = letters.get(letter, axis)
+            one, other = sorted((met, axis), key=lambda a: a.size != 1)
+            if batch and one is not UNIT and one.size == 1 and isinstance(other.size, int) and other.size > 1:
+                meet(node, lead(other)[0], one)  # one head for all
+                letters[letter] = other
+            else:
+                letters[letter] = unified(node, [met, axis], spread=batch)
     result = tuple(letters[letter] for letter in output)
     for axis, other in zip(reversed(result), reversed(state.shape(bias)), strict=False):
         unified(node, [axis, other])

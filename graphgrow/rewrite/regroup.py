@@ -50,10 +50,18 @@ def _shared(axes: Axes, node: Node) -> Iterator[tuple[Atom, Atom]]:
                 yield from ((old, part) for part in new.parts[1:2] if isinstance(part, Atom))
     elif kind == "attention":
         query, key = (axes.terms[arg.name] for arg in node.args[:2] if isinstance(arg, Ref))
-        for heads, shared in zip(query[-3:-2], key[-3:-2], strict=True):
-            parts = heads.parts if isinstance(heads, Product) else ()
-            if isinstance(shared, Atom) and parts[:1] == (shared,) and len(parts) == 2 and isinstance(parts[1], Atom):
-                yield shared, parts[1]
+        yield from (found for pair in zip(query[-3:-2], key[-3:-2], strict=True) for found in _used(*pair))
+    elif node.op == "aten.matmul.default":
+        left, right = (axes.terms[name][:-2] for name in node.operands())
+        for one, two in zip(reversed(left), reversed(right), strict=False):
+            yield from (*_used(one, two), *_used(two, one))
+
+
+def _used(heads: Term, shared: Term) -> Iterator[tuple[Atom, Atom]]:
+    """Heads of keys, and the query heads of each, where these meet."""
+    parts = heads.parts if isinstance(heads, Product) else ()
+    if isinstance(shared, Atom) and parts[:1] == (shared,) and len(parts) == 2 and isinstance(parts[1], Atom):
+        yield shared, parts[1]
 
 
 def regrouped(program: Program, chosen: Groups) -> Program:
@@ -63,8 +71,14 @@ def regrouped(program: Program, chosen: Groups) -> Program:
     for keys, (queries, _) in chosen.items():
         refuse_frozen(axes, keys)
         refuse_frozen(axes, queries)
-    tensors = made(program.tensors, program.tensors, _Regroup(axes, chosen))
-    return program.replace(graph=regroup_graph(axes, chosen), tensors=tensors)
+    graph = regroup_graph(axes, chosen)
+    if odd := misfit(graph):
+        raise Refusal(
+            found=f"{odd.op} ({odd.source or odd.name}) spreads a single head over all query heads",
+            where="the attention of the program",
+            fix="give every query head keys and values of its own",
+        )
+    return program.replace(graph=graph, tensors=made(program.tensors, program.tensors, _Regroup(axes, chosen)))
 
 
 def new_sizes(chosen: Groups) -> dict[Atom, int]:
@@ -79,6 +93,16 @@ def regroup_graph(axes: Axes, chosen: Groups) -> Graph:
     """The graph with more heads of keys. Attention spreads a single head by itself, several only when told to."""
     graph = resize_graph(axes, new_sizes(chosen))
     return Graph(tuple(_grouped(graph, node) for node in graph.nodes), graph.outputs, graph.symbols)
+
+
+def misfit(graph: Graph) -> Node | None:
+    """The first product of matrices whose batches do not go with each other."""
+    for node in graph.nodes:
+        if node.op == "aten.matmul.default":
+            left, right = (graph[name].shape[:-2] for name in node.operands())
+            if any(a != b and 1 not in (a, b) for a, b in zip(reversed(left), reversed(right), strict=False)):
+                return node
+    return None
 
 
 def _grouped(graph: Graph, node: Node) -> Node:

@@ -22,9 +22,11 @@ from graphgrow.errors import Refusal
 from graphgrow.graph import Node, Ref
 from graphgrow.program import Program
 from graphgrow.rewrite.reading import same
-from graphgrow.rewrite.regroup import Groups, groups, moved, new_sizes, positions, regroup_graph
+from graphgrow.rewrite.regroup import Groups, groups, misfit, moved, new_sizes, positions, regroup_graph
+from graphgrow.rewrite.single import singled
 from graphgrow.rewrite.units import number
 from graphgrow.verify.align import Alignment
+from graphgrow.verify.depth import prove_depth
 from graphgrow.verify.equivalence import FULL_SIZE, Pair, runners, sizes_to_try, trial, verdict
 from graphgrow.verify.moves import pieces
 
@@ -35,29 +37,36 @@ _LAYOUT = {"reshape", "permute", "unsqueeze", "expand", "repeat_interleave", "ca
 
 @dataclass(frozen=True)
 class Regrouped:
-    """Which heads became how many, and whether that is all."""
+    """Which heads became how many in the old program (single ones with axes of their own), and whether that is all."""
 
+    old: Program
     chosen: Groups
     proof: Proof
-
-    @property
-    def sizes(self) -> dict[Atom, int]:
-        return {keys: number(keys) * copies for keys, (_, copies) in self.chosen.items()}
 
 
 def prove_regrouped(old: Program, new: Program) -> Regrouped | None:
     """None for programs that differ otherwise."""
+    shapes = [{name: tensor.shape for name, tensor in program.tensors.items()} for program in (old, new)]
+    if shapes[0] == shapes[1] or shapes[0].keys() != shapes[1].keys():
+        return None
+    if len(old.graph.nodes) != len(new.graph.nodes):  # a single head without an axis got one first
+        apart = singled(old)
+        alike = len(apart.graph.nodes) == len(new.graph.nodes) and prove_depth(old, apart).proof.holds
+        return prove_regrouped(apart, new) if alike else None
     chosen = _chosen(old, new)
     if not chosen:
         return None
     if regroup_graph(old.unit_axes, chosen) != new.graph or (old.aliases, old.kinds) != (new.aliases, new.kinds):
         return None
     spoilt = (reason for node in old.graph.nodes for reason in _spoils(old, node, chosen))
-    if why := _tensors(old, new, chosen) or next(spoilt, ""):
-        return Regrouped(chosen, Proof(holds=False, why=why))
+    odd = misfit(new.graph)
+    unfit = f"{odd.op} ({odd.source or odd.name}) has other heads on its sides" if odd else ""
+    held = next((old.unit_axes.frozen[atom][0] for atom in new_sizes(chosen) if atom in old.unit_axes.frozen), "")
+    if why := _tensors(old, new, chosen) or held or unfit or next(spoilt, ""):
+        return Regrouped(old, chosen, Proof(holds=False, why=why))
     count = sum(moved(old.unit_axes.terms.get(node.name, ()), chosen) for node in old.graph.nodes)
     why = f"every output is the same; {count} of {len(old.graph.nodes)} nodes hold repeated heads, each treated alike"
-    return Regrouped(chosen, Proof(holds=True, why=why))
+    return Regrouped(old, chosen, Proof(holds=True, why=why))
 
 
 def test_regrouped(old: Program, new: Program, seed: int) -> Test | None:
@@ -69,8 +78,8 @@ def test_regrouped(old: Program, new: Program, seed: int) -> Test | None:
     return verdict(trials, False, seed)
 
 
-def regrouped_growth(old: Program, found: Regrouped) -> tuple[Growth, ...]:
-    names = {named.atom: named.name for named in old.unit_axes.named}
+def regrouped_growth(found: Regrouped) -> tuple[Growth, ...]:
+    names = {named.atom: named.name for named in found.old.unit_axes.named}
     rows: list[Growth] = []
     for keys, (queries, copies) in found.chosen.items():
         rows.append(Growth(axis=names[keys], old=number(keys), new=number(keys) * copies))
@@ -78,8 +87,9 @@ def regrouped_growth(old: Program, found: Regrouped) -> tuple[Growth, ...]:
     return tuple(rows)
 
 
-def regrouped_moves(old: Program, new: Program, found: Regrouped) -> Iterator[Move]:
+def regrouped_moves(new: Program, found: Regrouped) -> Iterator[Move]:
     """Where values went: as many copies of each head's as there are now."""
+    old = found.old
     for name, terms in old.unit_axes.parameters.items():
         if moved(terms, found.chosen) and old.kinds[name].role == "parameter":
             places = [positions(term, found.chosen) for term in terms]
