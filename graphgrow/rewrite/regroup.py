@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def new_sizes(chosen: Groups) -> dict[Atom, int]:
 def regroup_graph(axes: Axes, chosen: Groups) -> Graph:
     """The graph with more heads of keys. Attention spreads a single head by itself, several only when told to."""
     graph = resize_graph(axes, new_sizes(chosen))
-    return Graph(tuple(_grouped(graph, node) for node in graph.nodes), graph.outputs, graph.symbols)
+    return Graph(tuple(_grouped(axes.graph, graph, node) for node in graph.nodes), graph.outputs, graph.symbols)
 
 
 def misfit(graph: Graph) -> Node | None:
@@ -105,11 +106,11 @@ def misfit(graph: Graph) -> Node | None:
     return None
 
 
-def _grouped(graph: Graph, node: Node) -> Node:
+def _grouped(old: Graph, new: Graph, node: Node) -> Node:
     if ops.kind(node.op) != "attention":
         return node
-    queries, keys = (graph[arg.name].shape[-3:-2] for arg in node.args[:2] if isinstance(arg, Ref))
-    if queries == keys or keys in ((), (1,)):
+    key = next(islice(node.operands(), 1, None))
+    if old[key].shape[-3:-2] != (1,) or new[key].shape[-3:-2] == (1,):
         return node
     return replace(node, kwargs=tuple({**dict(node.kwargs), "enable_gqa": True}.items()))
 
