@@ -24,16 +24,17 @@ def with_sparse_initializers(path: Path) -> int:
         values = numpy_helper.to_array(tensor)
         flat = values.reshape(-1)
         places = np.flatnonzero(flat)
-        if (
-            values.ndim < 2
-            or values.dtype.kind != "f"
-            or places.size * (values.itemsize + INDEX) >= flat.size * values.itemsize
-        ):
+        needed = places.size * (values.itemsize + INDEX)
+        if values.ndim < 2 or values.dtype.kind != "f" or needed >= values.nbytes:
             kept.append(tensor)
             continue
         held = numpy_helper.from_array(flat[places], tensor.name)
         at = numpy_helper.from_array(places.astype(np.int64), f"{tensor.name}_places")
         model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(held, at, list(values.shape)))
+    sparse = {tensor.values.name for tensor in model.graph.sparse_initializer}
+    typed = [value for value in model.graph.value_info if value.name not in sparse]  # as dense tensors
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(typed)
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     onnx.save(model, str(path))

@@ -20,6 +20,7 @@ from graphgrow.rewrite.numbers import from_sizes, mup_factors
 from graphgrow.rewrite.prune import pruned, reordered, scaled_back
 from graphgrow.rewrite.regroup import Groups, regrouped
 from graphgrow.rewrite.resize import APART, Fills, Init, literal, refuse_frozen, resize
+from graphgrow.rewrite.single import singled
 from graphgrow.rewrite.units import Resizing
 from graphgrow.sizes import total
 
@@ -127,10 +128,14 @@ class Rewriter:
         self.program = upcycle(self.program, regions, mixture, self.seed)
         self.edits += [f"upcycle {found.exit}: {mixture.experts} experts" for found in regions]
 
+    def single_heads(self) -> None:
+        """Give axes to single heads of keys and values that have none."""
+        self.program = singled(self.program)
+
     def regroup(self, chosen: Groups) -> None:
         """Repeat heads of keys and values for parts of the query heads that use them. Raises Refusal where they stand
         in another order."""
-        names = {named.atom: named.name for named in self.program.axes.named}
+        names = {named.atom: named.name for named in self.program.unit_axes.named}
         self.program = regrouped(self.program, chosen)
         self.edits += [f"regroup {names[keys]}: each {copies} times" for keys, (_, copies) in chosen.items()]
 

@@ -54,11 +54,11 @@ def _compare(old: Program, new: Program, seed: int) -> _Finding:
             return _likened(found, seed, weighed)
     if len(old.graph.nodes) > len(new.graph.nodes):
         return _shallower(old, new, seed, weighed)
-    if len(old.graph.nodes) < len(new.graph.nodes):
-        return _deepened(old, new, seed, weighed)
     split = prove_regrouped(old, new)
     if split is not None:
         return _regrouped(old, new, split, seed, weighed)
+    if len(old.graph.nodes) < len(new.graph.nodes):
+        return _deepened(old, new, seed, weighed)
     alignment = align(old, new)
     if alignment.shrinks:
         return _pruned(old, new, alignment, seed, weighed)
@@ -86,8 +86,8 @@ def _likened(found: Likeness, seed: int, weighed: bool) -> _Finding:
 def _regrouped(old: Program, new: Program, found: Regrouped, seed: int, weighed: bool) -> _Finding:
     """Heads of keys and values repeated for parts of their query heads."""
     tested = test_regrouped(old, new, seed) if weighed and found.proof.holds else None
-    gone = tuple(regrouped_moves(old, new, found))
-    growth = regrouped_growth(old, found)
+    gone = tuple(regrouped_moves(new, found))
+    growth = regrouped_growth(found)
     return _Finding(_certificate(old, new, growth, found.proof, tested, gone), list)
 
 
