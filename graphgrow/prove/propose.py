@@ -1,11 +1,11 @@
 """Proposals: assignments from which a proof may go through. They need not be right; `Prover` judges them.
 
 Three are tried. *Zeros*: every new block is zero. *Means*: what is written into the stream gets the mean of its old
-units (layer norm's mean rule). *Copies*: every new unit copies an old one. *Shares*, where they are asked for: copies,
-and weights that do nothing but sum over them hold shares that add up to the old weights. On the way scales are
-repaired: where a value has become a multiple of the original's, the first parameter that multiplies it takes the
-inverse (a norm's gain), a number added to it follows (a norm's eps), and, failing that, the nearest weights before it
-do.
+units (layer norm's mean rule). *Copies*: every new unit copies an old one. Failing these, each axis takes the first of
+them by which it grows alone. *Shares*, where they are asked for: copies, and weights that do nothing but sum over them
+hold shares that add up to the old weights. On the way scales are repaired: where a value has become a multiple of the
+original's, the first parameter that multiplies it takes the inverse (a norm's gain), a number added to it follows (a
+norm's eps), and, failing that, the nearest weights before it do.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ STRATEGIES: tuple[Strategy, ...] = ("zeros", "means", "copies", "shares")
 BY_ITSELF = STRATEGIES[:3]
 Part = tuple[int, frozenset[int]]  # of a parameter: a dimension and its cells
 _NEAR = 100  # nodes between a value and the weights it comes from
+Way = Strategy | Mapping[int, Strategy]  # one for all axes, or one for each, by its number
+_STREAMS = 8  # axes for which strategies are looked for one by one
 _CASTS = {"aten.to.dtype", "aten.clone.default", "aten.detach.default"}
 _MOVES = {"reshape", "permute", "unsqueeze", "expand", "slice", "select", "split", "getitem", "cat", "stack", "unbind",
           "repeat", "repeat_interleave", "sum", "mean", "flip", "roll"}  # fmt: skip
@@ -39,20 +41,44 @@ def proposals(
 ) -> tuple[Assignment, str]:
     """The first proposal that holds; or the one that came furthest, and why it does not hold."""
     failed: list[tuple[int, tuple[Assignment, str]]] = []
-    for strategy in strategies or BY_ITSELF:
-        found = propose(prover, strategy, numbers)
+    for way in ways(prover, numbers, strategies or BY_ITSELF):
+        found = propose(prover, way, numbers)
         if not found[1]:
             return found
         failed.append((len(prover.values), found))
     return max(failed, key=lambda one: one[0])[1]
 
 
-def propose(
-    prover: Prover, strategy: Strategy, numbers: Mapping[Number, float] | None = None
-) -> tuple[Assignment, str]:
-    """One proposal, with scales repaired, and why it does not hold (empty when it does)."""
-    start = _START[strategy]
-    blocks = {block: start(prover, block) for block in prover.blocks}
+def ways(prover: Prover, numbers: Mapping[Number, float], strategies: Sequence[Strategy]) -> Iterator[Way]:
+    """The ways to keep the function: each strategy for all axes, then for each axis (where they are few) the first by
+    which it grows alone, where these differ."""
+    yield from strategies
+    found: dict[int, Strategy] = {}
+    grown = prover.layout.grown
+    for atom, size in grown.items() if len(grown) <= _STREAMS else ():
+        alone = Prover(prover.axes, {atom: size}, prover.fixed, prover.extend_outputs)
+        alike = [way for way in strategies if way in BY_ITSELF]
+        first = next((way for way in alike if not propose(alone, way, numbers)[1]), None)
+        if first is None:
+            return
+        found[atom.number] = first
+    if len(set(found.values())) > 1:
+        yield found
+
+
+def propose(prover: Prover, strategy: Way, numbers: Mapping[Number, float] | None = None) -> tuple[Assignment, str]:
+    """One proposal, with scales repaired, and why it does not hold (empty when it does). With a strategy for each axis,
+    what is new in several is as the first of zero, mean and copy that one of them has."""
+
+    def start(block: Block) -> int:
+        if isinstance(strategy, str):
+            return _START[strategy](prover, block)
+        terms = prover.axes.parameters[block.parameter]
+        new = {atom.number for dim in block.dims for atom in terms[dim].atoms} & strategy.keys()
+        facts = {_START[strategy[number]](prover, block) for number in new}
+        return next(known for known in (ZERO, MEAN, SAME) if known in facts)
+
+    blocks = {block: start(block) for block in prover.blocks}
     return _Repair(prover, blocks | (_shares(prover) if strategy == "shares" else {}), dict(numbers or {})).run()
 
 
