@@ -57,7 +57,7 @@ def ways(prover: Prover, numbers: Mapping[Number, float], strategies: Sequence[S
     grown = prover.layout.grown
     for atom, size in grown.items() if len(grown) <= _STREAMS else ():
         alone = Prover(prover.axes, {atom: size}, prover.fixed, prover.extend_outputs)
-        alike = [way for way in strategies if way in BY_ITSELF]
+        alike: list[Strategy] = [way for way in strategies if way in BY_ITSELF]
         first = next((way for way in alike if not propose(alone, way, numbers)[1]), None)
         if first is None:
             return
