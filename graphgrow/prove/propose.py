@@ -392,6 +392,13 @@ class _Repair:
 
     def _is_parameter(self, name: str) -> bool:
         node = self.graph[name]
-        while node.op in _CASTS or ops.kind(node.op) == "permute":
+        while node.op in _CASTS or ops.kind(node.op) == "permute" or self._masked(node):
             node = self.graph[next(iter(node.operands()))]
         return node.op == "parameter"
+
+    def _masked(self, node: Node) -> bool:
+        """Whether a node is the product of a parameter and its mask."""
+        kinds = [self.graph[name] for name in node.operands()]
+        return (
+            short(node) in PRODUCTS and [k.op for k in kinds] == ["parameter"] * 2 and kinds[1].tensor.dtype == "bool"
+        )
