@@ -59,7 +59,8 @@ class Pattern:
             one = cls("block", columns, columns, rows, outputs, inputs)
         else:
             one = cls("n:m", kept or 1, group or 1, tile or 1, outputs, inputs)
-        if one.kept > one.group or str(one) != text or outputs == inputs is not None:
+        odd = inputs is not None and (outputs == inputs or (outputs is not None) != one.shared)
+        if one.kept > one.group or str(one) != text or odd:
             raise OptionError(found=f"{text!r}, which is no pattern", fix=fix)
         return one
 

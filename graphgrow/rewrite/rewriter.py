@@ -19,7 +19,7 @@ from graphgrow.rewrite.depth import Copied, Place, deepen, drop
 from graphgrow.rewrite.experts import Mixture, Region, region, upcycle
 from graphgrow.rewrite.masks import broken, masked, masks
 from graphgrow.rewrite.numbers import from_sizes, mup_factors
-from graphgrow.rewrite.prune import pruned, reordered, scaled_back
+from graphgrow.rewrite.prune import pruned, reordered, scaled_back, seen
 from graphgrow.rewrite.regroup import Groups, regrouped
 from graphgrow.rewrite.resize import Fills, Init, literal, refuse_frozen, resize
 from graphgrow.rewrite.units import Resizing
@@ -153,6 +153,22 @@ class Rewriter:
             small = scaled_back(small, large, sizes, numbers, rescaled)
         self.program = small
         self.edits += [f"prune {names[atom]}: {atom.size} -> {len(units)}" for atom, units in kept.items()]
+
+    def reorder(self, orders: Mapping[Atom, Sequence[int]]) -> None:
+        """Put the units of axes into other orders, everywhere.
+
+        Raises Refusal for axes whose units are told apart, and for those that inputs or outputs show."""
+        axes, names = self.program.axes, {named.atom: named.name for named in self.program.axes.named}
+        for atom in orders:
+            refuse_frozen(axes, atom)
+            told = axes.positional.get(atom) or next((f"{at} shows it" for at in seen(self.program, atom)), "")
+            if told:
+                found = f"units of {names[atom]}, which have their places: {told}"
+                raise Refusal(found=found, where="reorder", fix="choose another axis: `graphgrow axes` lists them")
+        sizes = {atom: len(order) for atom, order in orders.items()}
+        self._keep_groups(Resizing(sizes, orders), "move whole groups")
+        self.program = reordered(self.program, orders)
+        self.edits += [f"reorder {names[atom]}" for atom in orders]
 
     def mask(self, chosen: Mapping[str, tuple[Tensor, str]]) -> None:
         """Put masks on weights, by the parameters' names, each with its pattern; in place of those that are there."""
