@@ -18,6 +18,7 @@ from graphgrow.program import Program
 from graphgrow.rewrite import Rewriter
 from graphgrow.rewrite.masks import Weight, masks, weights
 from graphgrow.tracing import trace
+from graphgrow.verify import check
 from passes import PruneAxis, Sparsify, Undo, Widen
 from tests.programs import outputs, traced
 
@@ -281,7 +282,7 @@ def test_gradients_need_a_loss() -> None:
     program = trace(model, data[0])
     new = cut(program, data, score="gradient", pattern="unstructured", density=0.25)
     assert list(masks(new)) == ["up.weight"], "what the head gives is an output"
-    (gradient,) = torch.autograd.grad(sum(model(**inputs)[0] for inputs in data), [model.up.weight])
+    (gradient,) = torch.autograd.grad(model(**data[0])[0] + model(**data[1])[0], [model.up.weight])
     scores = (gradient * model.up.weight).detach().abs().flatten()
     assert int(new.tensors["up.weight_mask"].flatten()[scores.topk(12).indices].sum()) == 12
     with pytest.raises(Refusal, match="labels"):
@@ -424,6 +425,21 @@ def test_the_change_is_measured() -> None:
     assert found.notes[0].startswith("positions.weight") and "embedding" in found.notes[0]
     with pytest.raises(Refusal, match="did more"):
         Undo()(new)
+
+
+@pytest.mark.parametrize("model", ["nanogpt", "small_cnn", "gpt2", "t5"])
+def test_only_zeros_cut_away_is_exact(model: str) -> None:
+    old = traced(model)
+    zeroed = folded(cut(old), old)
+    new = Sparsify()(zeroed)
+    found = new.certificate
+    assert found and found.claim == "Exact" and found.evidence == "proved and tested"
+    assert check(zeroed, new).holds and not check(old, new).holds
+    name, mask = next(iter(masks(new).items()))
+    less = new.tensors[mask].clone()
+    less.view(-1)[zeroed.tensors[name].detach().reshape(-1).nonzero()[0]] = False  # one weight that is not zero
+    assert not check(zeroed, new.replace(tensors={**new.tensors, mask: less})).holds
+    same_outputs(zeroed, new)
 
 
 def test_several_passes_cut_several_parts() -> None:
