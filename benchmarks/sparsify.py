@@ -31,7 +31,7 @@ def peak(text: str, count: int) -> float:
 
 def rows() -> Iterator[Row]:
     free = available_memory()
-    fitting = [size for size in SIZES if size * NEEDED / 1e9 < 0.8 * free]
+    fitting = [size for size in SIZES if size * NEEDED / 1e9 < 0.5 * free]
     if not fitting:
         raise Skipped(f"{free:.1f} GB of memory are too few")
     count = fitting[0]
