@@ -8,7 +8,9 @@ TABLE = {
     "deepen": "passes.deepen:Deepen",
     "duplicate-experts": "passes.duplicate_experts:DuplicateExperts",
     "grow-vocab": "passes.grow_vocab:GrowVocab",
+    "permute-for-nm": "passes.permute_for_nm:PermuteForNm",
     "prune-axis": "passes.prune_axis:PruneAxis",
+    "sparsify": "passes.sparsify:Sparsify",
     "split-kv-heads": "passes.split_kv_heads:SplitKvHeads",
     "undo": "passes.undo:Undo",
     "upcycle": "passes.upcycle:Upcycle",
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from passes.deepen import Deepen
     from passes.duplicate_experts import DuplicateExperts
     from passes.grow_vocab import GrowVocab
+    from passes.permute_for_nm import PermuteForNm
     from passes.prune_axis import PruneAxis
+    from passes.sparsify import Sparsify
     from passes.split_kv_heads import SplitKvHeads
     from passes.undo import Undo
     from passes.upcycle import Upcycle
@@ -36,8 +40,8 @@ if TYPE_CHECKING:
     from passes.widen_values import WidenValues
 
 __all__ = [
-    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "GrowVocab", "PruneAxis", "SplitKvHeads", "Undo",
-    "Upcycle", "Widen", "WidenExperts", "WidenHidden", "WidenKeys", "WidenValues",
+    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "GrowVocab", "PermuteForNm", "PruneAxis",
+    "Sparsify", "SplitKvHeads", "Undo", "Upcycle", "Widen", "WidenExperts", "WidenHidden", "WidenKeys", "WidenValues",
 ]  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def ways(prover: Prover, numbers: Mapping[Number, float], strategies: Sequence[S
     for atom, size in grown.items() if len(grown) <= _STREAMS else ():
         alone = Prover(prover.axes, {atom: size}, prover.fixed, prover.extend_outputs)
         alike: list[Strategy] = [way for way in strategies if way in BY_ITSELF]
-        first = next((way for way in alike if not propose(alone, way, numbers)[1]), None)
+        first: Strategy | None = next((way for way in alike if not propose(alone, way, numbers)[1]), None)
         if first is None:
             return
         found[atom.number] = first
@@ -462,6 +462,13 @@ class _Repair:
 
     def _is_parameter(self, name: str) -> bool:
         node = self.graph[name]
-        while node.op in _CASTS or ops.kind(node.op) == "permute":
+        while node.op in _CASTS or ops.kind(node.op) == "permute" or self._masked(node):
             node = self.graph[next(iter(node.operands()))]
         return node.op == "parameter"
+
+    def _masked(self, node: Node) -> bool:
+        """Whether a node is the product of a parameter and its mask."""
+        kinds = [self.graph[name] for name in node.operands()]
+        return (
+            short(node) in PRODUCTS and [k.op for k in kinds] == ["parameter"] * 2 and kinds[1].tensor.dtype == "bool"
+        )

@@ -10,14 +10,16 @@ from torch import Tensor
 from graphgrow.axes import Atom, Axes
 from graphgrow.errors import Refusal
 from graphgrow.layers import Stack
+from graphgrow.patterns import Pattern
 from graphgrow.program import Program
 from graphgrow.prove import Assignment, Derivation, Prover, kind, multiple
 from graphgrow.prove.engine import Strategy
 from graphgrow.prove.silence import silenced
 from graphgrow.rewrite.depth import Copied, Place, deepen, drop
 from graphgrow.rewrite.experts import Mixture, Region, region, upcycle
+from graphgrow.rewrite.masks import broken, masked, masks
 from graphgrow.rewrite.numbers import from_sizes, mup_factors
-from graphgrow.rewrite.prune import pruned, reordered, scaled_back
+from graphgrow.rewrite.prune import pruned, reordered, scaled_back, seen
 from graphgrow.rewrite.regroup import Groups, regrouped
 from graphgrow.rewrite.resize import APART, Fills, Init, literal, refuse_frozen, resize
 from graphgrow.rewrite.single import singled
@@ -74,6 +76,7 @@ class Rewriter:
         axes = self.program.axes
         for atom in sizes:
             refuse_frozen(axes, atom)
+        self._keep_groups(Resizing(sizes), "change the axis by whole groups (multiple_of={size})")
         numbers = from_sizes(axes, sizes) if rescale else None
         prover = Prover(axes, dict(sizes), self.program.fixed, extend_outputs)
         derivation = prover.derive(numbers=numbers, strategies=strategies)
@@ -162,6 +165,7 @@ class Rewriter:
                     where="prune",
                     fix="remove the last units only",
                 )
+        self._keep_groups(Resizing({atom: len(units) for atom, units in kept.items()}, kept), "remove whole groups")
         rescaled = rescaled or {}
         large, small = reordered(self.program, kept), pruned(self.program, kept)
         twins = {named.atom.number: named.atom for named in small.axes.named}
@@ -172,6 +176,38 @@ class Rewriter:
             small = scaled_back(small, large, sizes, numbers, rescaled)
         self.program = small
         self.edits += [f"prune {names[atom]}: {atom.size} -> {len(units)}" for atom, units in kept.items()]
+
+    def reorder(self, orders: Mapping[Atom, Sequence[int]]) -> None:
+        """Put the units of axes into other orders, everywhere.
+
+        Raises Refusal for axes whose units are told apart, and for those that inputs or outputs show."""
+        axes, names = self.program.axes, {named.atom: named.name for named in self.program.axes.named}
+        for atom in orders:
+            refuse_frozen(axes, atom)
+            told = axes.positional.get(atom) or next((f"{at} shows it" for at in seen(self.program, atom)), "")
+            if told:
+                found = f"units of {names[atom]}, which have their places: {told}"
+                raise Refusal(found=found, where="reorder", fix="choose another axis: `graphgrow axes` lists them")
+        sizes = {atom: len(order) for atom, order in orders.items()}
+        self._keep_groups(Resizing(sizes, orders), "move whole groups")
+        self.program = reordered(self.program, orders)
+        self.edits += [f"reorder {names[atom]}" for atom in orders]
+
+    def mask(self, chosen: Mapping[str, tuple[Tensor, str]]) -> None:
+        """Put masks on weights, by the parameters' names, each with its pattern; in place of those that are there."""
+        there = masks(self.program)
+        self.program = masked(self.program, chosen)
+        self.edits += [f"{'mask' if name not in there else 'mask anew'} {name}: {chosen[name][1]}" for name in chosen]
+
+    def _keep_groups(self, resizing: Resizing, fix: str) -> None:
+        """Raises Refusal where groups of masks would no longer be what they are."""
+        for name, pattern, dim in broken(self.program, resizing):
+            size = dict(Pattern.parse(pattern).steps)[dim]
+            raise Refusal(
+                found=f"the mask {name}, whose groups of {size} along dimension {dim} ({pattern}) would not stay whole",
+                where=_names(self.program.axes, resizing.sizes),
+                fix=f"{fix.format(size=size)}, or do this before sparsify",
+            )
 
     def _resize(self, sizes: Mapping[Atom, int], fills: Fills) -> None:
         names = {named.atom: named.name for named in self.program.axes.named}

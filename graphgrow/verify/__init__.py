@@ -23,6 +23,7 @@ from graphgrow.verify.moves import kept_moves, moves, renamed
 from graphgrow.verify.proof import Proved, broken, changed, prove
 from graphgrow.verify.prune import prove_pruned, test_pruned
 from graphgrow.verify.regroup import Regrouped, prove_regrouped, regrouped_growth, regrouped_moves, test_regrouped
+from graphgrow.verify.reorder import prove_reordered
 
 __all__ = ["certify", "check"]
 
@@ -67,6 +68,10 @@ def _compare(old: Program, new: Program, seed: int) -> _Finding:
     if middle is not None:
         return _both(old, middle, new, seed)
     proved = prove(old, new, alignment)
+    moved = None if proved.proof.holds or alignment.sizes else prove_reordered(old, new)
+    if moved is not None:
+        tested = moved.test(old, new, seed) if weighed else None
+        return _Finding(_certificate(old, new, (), moved.proof, tested, tuple(moved.moves(old, new))), list)
     found = test(old, new, alignment, proved, seed) if weighed else None
     if found and not proved.proof.holds:
         found = _alone(found, changed(old, new, alignment) or broken(old, alignment))
