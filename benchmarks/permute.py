@@ -21,7 +21,7 @@ from graphgrow.patterns import Pattern
 from graphgrow.rewrite.permute import kept, search
 
 HALF = Pattern.parse("2:4")
-ROUNDS = 20
+ROUNDS = 5
 SLOW = {"published swaps": 64, "apex": 32}  # columns up to which they are waited for
 
 
@@ -34,8 +34,8 @@ def matrices() -> Iterator[tuple[str, Tensor]]:
     yield "normal, 32 x 32", normal(32, 32)
     yield "normal, 64 x 64", normal(64, 64)
     yield "columns and rows of other scales, 64 x 64", normal(64, 64) * normal(64).exp() * normal(64, 1).exp()
-    yield "normal, 768 x 768", normal(768, 768)
-    yield "heavy tails, 768 x 3072", normal(768, 3072) * normal(768, 3072).exp()
+    yield "normal, 256 x 256", normal(256, 256)
+    yield "heavy tails, 256 x 1024", normal(256, 1024) * normal(256, 1024).exp()
 
 
 def published(values: Tensor) -> NDArray[np.int64]:
