@@ -10,6 +10,7 @@ TABLE = {
     "grow-vocab": "passes.grow_vocab:GrowVocab",
     "prune-axis": "passes.prune_axis:PruneAxis",
     "split-kv-heads": "passes.split_kv_heads:SplitKvHeads",
+    "supar": "passes.supar:Supar",
     "undo": "passes.undo:Undo",
     "upcycle": "passes.upcycle:Upcycle",
     "widen": "passes.widen:Widen",
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from passes.grow_vocab import GrowVocab
     from passes.prune_axis import PruneAxis
     from passes.split_kv_heads import SplitKvHeads
+    from passes.supar import Supar
     from passes.undo import Undo
     from passes.upcycle import Upcycle
     from passes.widen import Widen
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
     from passes.widen_values import WidenValues
 
 __all__ = [
-    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "GrowVocab", "PruneAxis", "SplitKvHeads", "Undo",
-    "Upcycle", "Widen", "WidenExperts", "WidenHidden", "WidenKeys", "WidenValues",
+    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "GrowVocab", "PruneAxis", "SplitKvHeads", "Supar",
+    "Undo", "Upcycle", "Widen", "WidenExperts", "WidenHidden", "WidenKeys", "WidenValues",
 ]  # fmt: skip
 
 
