@@ -4,6 +4,7 @@ seed: 0
 passes:
   - widen: {axis: "mlp@*.h.?.mlp", factor: 1.5}
   - widen-keys:to=24,scale=weights
+  - supar: {base: [hidden=256, mlp=1024]}
   - deepen
 # or, in place of passes, the sizes that they are to lead to:
 # target: {hidden: 1024, layers: 16, heads: 16}
@@ -23,6 +24,7 @@ from graphgrow.plan import Sizes, plan
 from graphgrow.program import Program
 
 Scalar = str | int | float | bool | None
+Value = Scalar | list[str | int | float]
 
 
 class Target(BaseModel):
@@ -44,7 +46,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     seed: int | None = Field(default=None, ge=0, lt=2**32)
-    passes: list[str | dict[str, dict[str, Scalar] | None]] | None = None
+    passes: list[str | dict[str, dict[str, Value] | None]] | None = None
     target: Target | None = None
 
     @model_validator(mode="after")
@@ -94,11 +96,13 @@ class Recipe(BaseModel):
         return Pipeline(tuple(parse_pass(spec, given) for spec in self.specs(program)))
 
 
-def _spec(item: str | dict[str, dict[str, Scalar] | None]) -> str:
+def _spec(item: str | dict[str, dict[str, Value] | None]) -> str:
     if isinstance(item, str):
         return item
     if len(item) != 1:
         raise OptionError(found=f"a pass with the names {', '.join(item)}", fix="write each pass as an item of its own")
     ((name, options),) = item.items()
-    given = ",".join(f"{key}={written(value)}" for key, value in (options or {}).items())
+    given = ",".join(
+        f"{key}={written(tuple(value) if isinstance(value, list) else value)}" for key, value in (options or {}).items()
+    )
     return f"{name}:{given}" if given else name

@@ -131,8 +131,8 @@ class Coordinates:
     def verdict(self, scheme: Scheme) -> Verdict:
         """Stable where every slope is; else what the first that is not does, those that are sure before others."""
         found = [slope.verdict for slope in self.slopes if slope.scheme == scheme]
-        sure: tuple[Verdict, ...] = ("vanishes", "grows", "unclear")
-        return next((one for one in sure if one in found), "stable")
+        worst: tuple[Verdict, ...] = ("vanishes", "grows", "unclear", "stable")
+        return worst[min((worst.index(one) for one in found), default=-1)]
 
     @property
     def stable(self) -> bool:
