@@ -102,7 +102,6 @@ def _spec(item: str | dict[str, dict[str, Value] | None]) -> str:
     if len(item) != 1:
         raise OptionError(found=f"a pass with the names {', '.join(item)}", fix="write each pass as an item of its own")
     ((name, options),) = item.items()
-    given = ",".join(
-        f"{key}={written(tuple(value) if isinstance(value, list) else value)}" for key, value in (options or {}).items()
-    )
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
+    given = ",".join(f"{key}={written(value)}" for key, value in values.items())
     return f"{name}:{given}" if given else name

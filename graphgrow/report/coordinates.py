@@ -77,7 +77,7 @@ def _x(point: Point, over: Over) -> float:
 def _panel(found: Coordinates, scheme: Scheme, over: Over, names: Sequence[str], left: int, top: int) -> Iterator[str]:
     sizes = [log10(max(point.size, 1e-30)) for point in found.points]
     places = [log10(_x(point, over)) for point in found.points]
-    low, high = min(sizes), max(max(sizes), min(sizes) + 1e-9)
+    low, high = min(sizes), max(*sizes, min(sizes) + 1e-9)
 
     def at(x: float, size: float) -> str:
         across = (log10(x) - min(places)) / (max(places) - min(places))
