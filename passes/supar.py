@@ -39,7 +39,9 @@ class Supar(Pass):
     name: ClassVar[str] = "supar"
     claim: ClassVar[Literal["Exact"]] = "Exact"
 
-    base: tuple[str, ...] = option("sizes of the widths in the base model, by role or axis: hidden=256+mlp=1024")
+    base: tuple[str, ...] = option(
+        "sizes of widths in the base model, by role or axis: hidden=256+mlp=1024", default=()
+    )
     density: float = option("part of each masked weight that is kept in the base model", default=1.0)
     form: Literal["reparameterise", "fresh"] = option(
         "reparameterise keeps the function; fresh starts with new random weights (masks stay)", default="reparameterise"
@@ -59,8 +61,6 @@ class Supar(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.base:
-            raise OptionError(found=f"{self.name} without base sizes", fix="name widths: base=hidden=256+mlp=1024")
         for item in self.base:
             name, _, size = item.rpartition("=")
             if not name or not size.isdecimal() or not int(size):
@@ -89,6 +89,8 @@ class Supar(Pass):
 
     def sizes(self, axes: Axes) -> Mapping[Atom, int]:
         """The base size of every axis that `base` names."""
+        if not self.base:
+            raise OptionError(found=f"{self.name} without base sizes", fix="name widths: base=hidden=256+mlp=1024")
         found: dict[Atom, int] = {}
         for item in self.base:
             pattern, _, size = item.rpartition("=")

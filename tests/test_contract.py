@@ -137,6 +137,7 @@ PROMISES: dict[str, Promise] = {
             ({"base": ("hidden=8",), "sigma": 0.1}, "form=fresh"),
         ],
         [("supar:base=hidden=8,form=new", "valid: fresh, reparameterise")], random=False,
+        renames=True,  # no shape changes, and the values of a head do
     ),
     "undo": Promise(
         WIDTHS, [{}], {}, after=("widen:factor=1.25", "widen:factor=1.5"), random=False,

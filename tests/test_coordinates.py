@@ -50,14 +50,22 @@ def test_what_falls_with_density_vanishes() -> None:
 
 def test_supar_is_stable_where_the_standard_vanishes() -> None:
     settings = Settings(
-        widths=(32, 64, 128), densities=(1.0, 1 / 4, 1 / 16), schemes=("sp", "mup", "supar"), base=32, seeds=3,
-        steps=5, lr=3e-3,
-    )  # fmt: skip
+        widths=(64,), densities=(1.0, 1 / 4, 1 / 16), schemes=("sp", "mup", "supar"), base=32, steps=5, lr=3e-3
+    )
     found = coordinates(residual, settings)
     assert {point.activation for point in found.points} == {"downs.0", "downs.1", "output"}
     assert found.verdict("supar") == "stable", found.slopes
     assert found.verdict("mup") == found.verdict("sp") == "vanishes"
     assert not found.stable
+
+
+def test_the_standard_grows_with_width() -> None:
+    """Models this narrow are not yet at the limit: slopes of 0.1 are left (measured), against 1 of the standard."""
+    settings = Settings(
+        widths=(32, 64, 128), schemes=("sp", "supar"), base=32, steps=5, lr=3e-3, tolerance=0.4
+    )  # fmt: skip
+    found = coordinates(residual, settings)
+    assert (found.verdict("sp"), found.verdict("supar")) == ("grows", "stable"), found.slopes
 
 
 def test_sizes_that_say_nothing_are_refused() -> None:
@@ -77,7 +85,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    few = ["tests.factories:residual", "--widths", "32,64,128", "--steps", "3", "--lr", "0.003"]
+    few = ["tests.factories:residual", "--widths", "64", "--base", "32", "--densities", "1,1/4,1/16", "--steps", "5",
+           "--lr", "0.003"]  # fmt: skip
     done = run(*few, "--json", "-o", str(tmp_path / "coords"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["verdicts"] == {"supar": "stable"}
@@ -85,7 +94,7 @@ def test_the_command(tmp_path: Path) -> None:
         (tmp_path / "coords.csv").read_text().startswith("parameterization,activation,width,density,seed,size\nsupar")
     )
     assert (tmp_path / "coords.svg").read_text().count("<polyline") == 3
-    sparse = run(*few[:1], "--widths", "32", "--densities", "1,1/4,1/16", "--steps", "3", "--parameterization", "sp")
+    sparse = run(*few, "--parameterization", "sp")
     assert sparse.returncode == 1, sparse.stdout
     assert "sp: vanishes" in sparse.stderr
     assert run("tests.factories:plain", "--widths", "1,2").returncode == 1, "it takes no width"
