@@ -32,9 +32,8 @@ def coord_check(
         int | None, typer.Option(help="The width of the base model (default: the smallest).", show_default=False)
     ] = None,
     parameterization: Annotated[
-        list[Literal["sp", "mup", "supar"]],
-        typer.Option(help="As the factory has it, muP or SmuPar. Can be repeated."),
-    ] = ["supar"],  # noqa: B006
+        str, typer.Option(help="sp (as the factory has it), mup or supar; several as sp,mup,supar.")
+    ] = "supar",
     data: Annotated[
         Path | None,
         typer.Option(
@@ -64,7 +63,7 @@ def coord_check(
     with screen(as_json, quiet) as shown:
         names = [out.with_name(f"{out.name}{suffix}") for suffix in (".csv", ".svg")] if out is not None else []
         targets = [output(name, [], [name.suffix], force) for name in names]
-        chosen = tuple(dict.fromkeys(parameterization))
+        chosen = _schemes(parameterization)
         with shown.working(f"importing {factory}"):
             from graphgrow.report.coordinates import (
                 coordinates_csv,
@@ -101,6 +100,14 @@ def coord_check(
             found=f"activations that are not stable ({worst})", where=factory,
             fix="train with --parameterization supar; if it is unclear, give more --seeds or sizes",
         )  # fmt: skip
+
+
+def _schemes(text: str) -> tuple[Literal["sp", "mup", "supar"], ...]:
+    known: dict[str, Literal["sp", "mup", "supar"]] = {"sp": "sp", "mup": "mup", "supar": "supar"}
+    for name in (names := [part.strip() for part in text.split(",")]):
+        if name not in known:
+            raise OptionError.unknown("parameterization", name, known)
+    return tuple(known[name] for name in dict.fromkeys(names))
 
 
 def _numbers(option: str, text: str) -> list[Fraction]:
