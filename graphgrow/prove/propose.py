@@ -1,20 +1,22 @@
 """Proposals: assignments from which a proof may go through. They need not be right; `Prover` judges them.
 
 Three are tried. *Zeros*: every new block is zero. *Means*: what is written into the stream gets the mean of its old
-units (layer norm's mean rule). *Copies*: every new unit copies an old one. On the way scales are repaired: where a
-value has become a multiple of the original's, the first parameter that multiplies it takes the inverse (a norm's gain),
-a number added to it follows (a norm's eps), and, failing that, the nearest weights before it do.
+units (layer norm's mean rule). *Copies*: every new unit copies an old one. Failing these, each axis takes the first of
+them by which it grows alone. *Shares*, where they are asked for: copies, and weights that do nothing but sum over them
+hold shares that add up to the old weights. On the way scales are repaired: where a value has become a multiple of the
+original's, the first parameter that multiplies it takes the inverse (a norm's gain), a number added to it follows (a
+norm's eps), and, failing that, the nearest weights before it do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from graphgrow import ops
 from graphgrow.axes import Atom, Sum, Term
-from graphgrow.axes.contractions import operands
+from graphgrow.axes.contractions import equation, operands
 from graphgrow.graph import Argument, Graph, Node, Ref
 from graphgrow.prove.engine import Assignment, Block, Prover, Strategy, parts
 from graphgrow.prove.facts import MEAN, POSITIVE, SAME, UNDEFINED, ZERO, Cells, fact, kind, multiple, scale
@@ -23,10 +25,13 @@ from graphgrow.prove.rows.contractions import attention_scores, multiplied
 from graphgrow.prove.rows.norms import normalised
 from graphgrow.prove.rows.pointwise import CHOICES, HOMOGENEOUS, LINEAR, POWERS, PRODUCTS, QUOTIENTS, SUMS, short
 
-STRATEGIES: tuple[Strategy, ...] = ("zeros", "means", "copies")
+STRATEGIES: tuple[Strategy, ...] = ("zeros", "means", "copies", "shares")
+BY_ITSELF = STRATEGIES[:3]
 Part = tuple[int, frozenset[int]]  # of a parameter: a dimension and its cells
 _ATTEMPTS = 3  # at weights before a value, the nearest first
 _NEAR = 100  # nodes between a value and the weights it comes from
+Way = Strategy | Mapping[int, Strategy]  # one for all axes, or one for each, by its number
+_STREAMS = 8  # axes for which strategies are looked for one by one
 _CASTS = {"aten.to.dtype", "aten.clone.default", "aten.detach.default"}
 _MOVES = {"reshape", "permute", "unsqueeze", "expand", "slice", "select", "split", "getitem", "cat", "stack", "unbind",
           "repeat", "repeat_interleave", "sum", "mean", "flip", "roll"}  # fmt: skip
@@ -37,20 +42,45 @@ def proposals(
 ) -> tuple[Assignment, str]:
     """The first proposal that holds; or the one that came furthest, and why it does not hold."""
     failed: list[tuple[int, tuple[Assignment, str]]] = []
-    for strategy in strategies or STRATEGIES:
-        found = propose(prover, strategy, numbers)
+    for way in ways(prover, numbers, strategies or BY_ITSELF):
+        found = propose(prover, way, numbers)
         if not found[1]:
             return found
         failed.append((len(prover.values), found))
     return max(failed, key=lambda one: one[0])[1]
 
 
-def propose(
-    prover: Prover, strategy: Strategy, numbers: Mapping[Number, float] | None = None
-) -> tuple[Assignment, str]:
-    """One proposal, with scales repaired, and why it does not hold (empty when it does)."""
-    start = _START[strategy]
-    return _Repair(prover, {block: start(prover, block) for block in prover.blocks}, dict(numbers or {})).run()
+def ways(prover: Prover, numbers: Mapping[Number, float], strategies: Sequence[Strategy]) -> Iterator[Way]:
+    """The ways to keep the function: each strategy for all axes, then for each axis (where they are few) the first by
+    which it grows alone, where these differ."""
+    yield from strategies
+    found: dict[int, Strategy] = {}
+    grown = prover.layout.grown
+    for atom, size in grown.items() if len(grown) <= _STREAMS else ():
+        alone = Prover(prover.axes, {atom: size}, prover.fixed, prover.extend_outputs)
+        alike: list[Strategy] = [way for way in strategies if way in BY_ITSELF]
+        first = next((way for way in alike if not propose(alone, way, numbers)[1]), None)
+        if first is None:
+            return
+        found[atom.number] = first
+    if len(set(found.values())) > 1:
+        yield found
+
+
+def propose(prover: Prover, strategy: Way, numbers: Mapping[Number, float] | None = None) -> tuple[Assignment, str]:
+    """One proposal, with scales repaired, and why it does not hold (empty when it does). With a strategy for each axis,
+    what is new in several is as the first of zero, mean and copy that one of them has."""
+
+    def start(block: Block) -> int:
+        if isinstance(strategy, str):
+            return _START[strategy](prover, block)
+        terms = prover.axes.parameters[block.parameter]
+        new = {atom.number for dim in block.dims for atom in terms[dim].atoms} & strategy.keys()
+        facts = {_START[strategy[number]](prover, block) for number in new}
+        return next(known for known in (ZERO, MEAN, SAME) if known in facts)
+
+    blocks = {block: start(block) for block in prover.blocks}
+    return _Repair(prover, blocks | (_shares(prover) if strategy == "shares" else {}), dict(numbers or {})).run()
 
 
 def chosen(graph: Graph, numbers: Mapping[Number, float]) -> dict[Number, float]:
@@ -105,7 +135,42 @@ _START: dict[Strategy, Callable[[Prover, Block], int]] = {
     "zeros": lambda _, __: ZERO,
     "means": _written,
     "copies": lambda _, __: SAME,
+    "shares": lambda _, __: SAME,
 }
+
+
+def _shares(prover: Prover) -> dict[Block, int]:
+    """Shares in all blocks of weights that only sum over grown dimensions, the same ones in every use."""
+    found: dict[Block, int] = {}
+    for name, node in prover.graph.parameters.items():
+        if node.name in prover.touched and node.tensor.dtype.startswith(("weights", "float", "bfloat")):
+            uses = set(_sums(prover, node))
+            along = uses.pop() if len(uses) == 1 else ()
+            found |= dict.fromkeys(prover.blocks_of(name), fact("share", 1.0, along=along)) if along else {}
+    return found
+
+
+def _sums(prover: Prover, parameter: Node) -> Iterator[tuple[int, ...]]:
+    """For every use of a parameter the grown dimensions that it sums over."""
+    terms = prover.axes.terms
+    waiting = [(parameter, tuple(range(len(terms[parameter.name]))))]
+    while waiting:
+        node, dims = waiting.pop()
+        for user in prover.graph.users[node.name]:
+            op, here = ops.kind(user.op), Ref(node.name)
+            if user.op in _CASTS:
+                waiting.append((user, dims))
+            elif op == "permute":
+                waiting.append((user, tuple(dims[dim] for dim in prover.context.dims(user, 1, "dims"))))
+            elif op == "convolution" and user.args[1] == here and user.argument(6, "groups", 1) == 1:
+                yield tuple(dims[d] for d in ["transpose" not in user.op] if prover.layout.touches(terms[node.name][d]))
+            elif op == "contraction" and here in (factors := operands(user)[0]) and here != operands(user)[1]:
+                inputs, output = equation(user, [len(prover.context.terms(factor)) for factor in factors])
+                for text in (text for text, factor in zip(inputs, factors, strict=True) if factor == here):
+                    grown = [d for d, term in enumerate(terms[node.name]) if prover.layout.touches(term)]
+                    yield tuple(sorted(dims[d] for d in grown if text[d] not in output))
+            else:
+                yield ()
 
 
 def _undefined(value: Value) -> bool:
@@ -145,7 +210,12 @@ class _Repair:
         for name in self.graph.output_names:
             factor = self._uniform(name)
             if factor not in (None, 1.0) and name not in prover.touched:
-                self._rescale(name, 1 / (factor or 1.0), len(self.graph.nodes), lambda: self._uniform(name) == 1.0)  # noqa: B023
+                node, end = self.graph[name], len(self.graph.nodes)
+                factors = operands(node)[0] if ops.kind(node.op) == "contraction" else []
+                # The weight of the last contraction may be tied: then what it multiplies follows.
+                for value in (name, *(ref.name for ref in factors if isinstance(ref, Ref))):
+                    if self._rescale(value, 1 / (factor or 1.0), end, lambda: self._uniform(name) == 1.0):  # noqa: B023
+                        break
         return prover.failure()
 
     def _uniform(self, name: str) -> float | None:
@@ -269,7 +339,7 @@ class _Repair:
             if number >= SAME:
                 found = multiple(number)
                 kind_ = "affine" if found.kind == "same" else found.kind
-                self.blocks[block] = fact(kind_, found.scale * factor, found.shift * factor + shift)
+                self.blocks[block] = fact(kind_, found.scale * factor, found.shift * factor + shift, found.along)
         self._give([parameter])
 
     # Backward: the nearest weights before

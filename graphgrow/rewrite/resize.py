@@ -18,12 +18,13 @@ from graphgrow.errors import Refusal
 from graphgrow.graph import Argument, Graph, Node, TensorType
 from graphgrow.lazy import Load, made
 from graphgrow.program import Program
-from graphgrow.prove import ANY, POSITIVE, SAME, Block, Number, multiple, scaled
+from graphgrow.prove import ANY, POSITIVE, SAME, Block, Number, kind, multiple, scaled
 from graphgrow.rewrite.blocks import Fill, Place, derived, fill_normal, grown
 from graphgrow.rewrite.units import Positions, Resizing
 from graphgrow.sizes import Dim, add
 
 Init = Literal["scaled", "copy", "zero", "mup"]
+APART = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Fills:
     init: Init = "scaled"
     seed: int = 0
     noise: float = 0.01  # of `copy`, relative to the standard deviation of the old weights
+    apart: float = APART  # noise that cancels, relative to the standard deviation of even shares
     numbers: Mapping[Number, float] = field(default_factory=dict[Number, float])
     factors: Mapping[str, float] = field(default_factory=dict[str, float])
 
@@ -199,7 +201,7 @@ class _Maker:
         self.old, self.terms, self.resizing, self.fills = old, terms, resizing, fills
         self.generator = torch.Generator().manual_seed(zlib.crc32(f"{fills.seed}:{name}".encode()))
         first = facts.get((0,) * len(terms), SAME)
-        self.now = multiple(first)  # what old units are multiplied by
+        self.now = multiple(first if kind(first) != "share" else SAME)  # what old units are multiplied by
         self.factor = fills.factors.get(name, 1.0)
 
     @cached_property
@@ -211,6 +213,10 @@ class _Maker:
         return float(sample.mean()), float(sample.std(unbiased=False))
 
     def __call__(self, view: Tensor, at: Sequence[slice], fact: int) -> None:
+        if kind(fact) == "share":
+            mean, deviation = self.statistics
+            view.normal_(0.0, self.fills.apart * (deviation or abs(mean)), generator=self.generator)
+            return
         view = _real(view) if self.fills.init != "copy" else view
         if not view.is_floating_point() or (fact == ANY and self.fills.init == "zero"):
             view.zero_()

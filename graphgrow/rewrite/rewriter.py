@@ -12,7 +12,7 @@ from graphgrow.axes import Atom, Axes
 from graphgrow.errors import Refusal
 from graphgrow.layers import Stack
 from graphgrow.program import Program
-from graphgrow.prove import Assignment, Derivation, Prover
+from graphgrow.prove import Assignment, Derivation, Prover, kind, multiple
 from graphgrow.prove.engine import Strategy
 from graphgrow.prove.silence import silenced
 from graphgrow.rewrite.depth import Copied, Place, deepen, drop
@@ -21,7 +21,8 @@ from graphgrow.rewrite.numbers import from_sizes, mup_factors
 from graphgrow.rewrite.parameterize import Multipliers, Parameterization, multipliers, restarted, tuned
 from graphgrow.rewrite.prune import pruned, reordered, scaled_back
 from graphgrow.rewrite.regroup import Groups, regrouped
-from graphgrow.rewrite.resize import Fills, Init, literal, refuse_frozen, resize
+from graphgrow.rewrite.resize import APART, Fills, Init, literal, refuse_frozen, resize
+from graphgrow.rewrite.single import singled
 from graphgrow.rewrite.units import Resizing
 from graphgrow.rewrite.widths import Widths
 from graphgrow.sizes import number, total
@@ -64,11 +65,12 @@ class Rewriter:
         rescale: bool = False,
         strategies: Sequence[Strategy] | None = None,
         extend_outputs: bool = False,
+        noise: float = APART,
     ) -> Derivation:
         """Give axes more units so that the function stays: what new blocks must hold is derived on the graph. With
         `rescale`, numbers that were computed from a size follow it (attention's 1/sqrt(d)), and weights make up for it.
         `strategies` are the ways to keep the function that may be taken (default: all). With `extend_outputs` outputs
-        may have new units beside the old ones, which stay.
+        may have new units beside the old ones, which stay. `noise` is that of shares, relative to even ones.
 
         Raises Refusal for frozen axes, and where no assignment of the new blocks keeps the function.
         """
@@ -87,8 +89,25 @@ class Rewriter:
         found = derivation.assignment
         numbers = {place: literal(self.program, place) * factor for place, factor in found.numbers.items()}
         factors = mup_factors(self.program, sizes) if init == "mup" else {}
-        self._resize(sizes, Fills(found.blocks, init, self.seed, numbers=numbers, factors=factors))
+        if "shares" in (strategies or ()):
+            self._apart(sizes, found)
+        self._resize(sizes, Fills(found.blocks, init, self.seed, apart=noise, numbers=numbers, factors=factors))
         return derivation
+
+    def _apart(self, sizes: Mapping[Atom, int], found: Assignment) -> None:
+        """Note the axes whose copies no shares tell apart. Raises Refusal where that is all of them."""
+        axes = self.program.axes
+        shares = {(block.parameter, multiple(f).along) for block, f in found.blocks.items() if kind(f) == "share"}
+        apart = {atom for name, along in shares for dim in along for atom in axes.parameters[name][dim].atoms}
+        alike = {atom: size for atom, size in sizes.items() if atom not in apart}
+        if len(alike) == len(sizes):
+            raise Refusal(
+                found=f"no weights that only sum over {_names(axes, sizes)}: there is nothing to share out",
+                where="the uses of parameters in this graph",
+                fix="take by=copies, which stay alike, or another axis",
+            )
+        if alike:
+            self.notes.append(f"copies stay alike on {_names(axes, alike)}: no weights only sum over them")
 
     def deepen(self, stack: Stack, plan: Sequence[Place], init: Copied = "copy") -> None:
         """Put new layers between those of a stack so that the function stays: the parameters that make a layer add
@@ -112,10 +131,14 @@ class Rewriter:
         self.program = upcycle(self.program, regions, mixture, self.seed)
         self.edits += [f"upcycle {found.exit}: {mixture.experts} experts" for found in regions]
 
+    def single_heads(self) -> None:
+        """Give axes to single heads of keys and values that have none."""
+        self.program = singled(self.program)
+
     def regroup(self, chosen: Groups) -> None:
         """Repeat heads of keys and values for parts of the query heads that use them. Raises Refusal where they stand
         in another order."""
-        names = {named.atom: named.name for named in self.program.axes.named}
+        names = {named.atom: named.name for named in self.program.unit_axes.named}
         self.program = regrouped(self.program, chosen)
         self.edits += [f"regroup {names[keys]}: each {copies} times" for keys, (_, copies) in chosen.items()]
 
