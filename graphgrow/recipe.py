@@ -4,6 +4,7 @@ seed: 0
 passes:
   - widen: {axis: "mlp@*.h.?.mlp", factor: 1.5}
   - widen-keys:to=24,scale=weights
+  - supar: {base: [hidden=256, mlp=1024]}
   - deepen
 # or, in place of passes, the sizes that they are to lead to:
 # target: {hidden: 1024, layers: 16, heads: 16}
@@ -25,6 +26,7 @@ from graphgrow.program import Program
 from graphgrow.target import Planned, planned
 
 Scalar = str | int | float | bool | None
+Value = Scalar | list[str | int | float]
 
 
 class Target(BaseModel):
@@ -51,7 +53,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     seed: int | None = Field(default=None, ge=0, lt=2**32)
-    passes: list[str | dict[str, dict[str, Scalar] | None]] | None = None
+    passes: list[str | dict[str, dict[str, Value] | None]] | None = None
     target: Target | None = None
 
     @model_validator(mode="after")
@@ -113,11 +115,12 @@ class Recipe(BaseModel):
         return Pipeline.parse(self.planned(program).specs, given)
 
 
-def _spec(item: str | dict[str, dict[str, Scalar] | None]) -> str:
+def _spec(item: str | dict[str, dict[str, Value] | None]) -> str:
     if isinstance(item, str):
         return item
     if len(item) != 1:
         raise OptionError(found=f"a pass with the names {', '.join(item)}", fix="write each pass as an item of its own")
     ((name, options),) = item.items()
-    given = ",".join(f"{key}={written(value)}" for key, value in (options or {}).items())
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
+    given = ",".join(f"{key}={written(value)}" for key, value in values.items())
     return f"{name}:{given}" if given else name

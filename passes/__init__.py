@@ -12,6 +12,7 @@ TABLE = {
     "prune-axis": "passes.prune_axis:PruneAxis",
     "sparsify": "passes.sparsify:Sparsify",
     "split-kv-heads": "passes.split_kv_heads:SplitKvHeads",
+    "supar": "passes.supar:Supar",
     "undo": "passes.undo:Undo",
     "upcycle": "passes.upcycle:Upcycle",
     "widen": "passes.widen:Widen",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from passes.prune_axis import PruneAxis
     from passes.sparsify import Sparsify
     from passes.split_kv_heads import SplitKvHeads
+    from passes.supar import Supar
     from passes.undo import Undo
     from passes.upcycle import Upcycle
     from passes.widen import Widen
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "GrowVocab", "PermuteForNm", "PruneAxis",
     "Sparsify", "SplitKvHeads", "Undo", "Upcycle", "Widen", "WidenExperts", "WidenHidden", "WidenKeys", "WidenValues",
+    "Supar",
 ]  # fmt: skip
 
 

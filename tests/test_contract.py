@@ -149,6 +149,22 @@ PROMISES: dict[str, Promise] = {
         [({"to": 4, "factor": 2}, "not both"), ({"factor": 1}, "from 2"), ({}, "share")],
         random=False, once=True,
     ),
+    "supar": Promise(
+        ["skip_mlp"], [{"base": ("hidden=8", "mlp=10")}], {"base": ("hidden=8",)},
+        [
+            {"base": ("hidden=256", "mlp=1024"), "density": 0.5}, {"base": ("re:mlp@ups.(0,1)=4",), "alpha_in": 9.25},
+            {"base": ("hidden=8",), "form": "fresh", "sigma": 0.02, "optimizer": "sgd", "decay": "scale"},
+        ],
+        [
+            ({"base": ()}, "name widths"), ({"base": ("hidden",)}, "AXIS=SIZE"), ({"base": ("hidden=0",)}, "AXIS=SIZE"),
+            ({"base": ("hidn=8",)}, "'hidden'"), ({"base": ("hidden=8",)}, "mlp=40 if it does not"),
+            ({"base": ("hidden=8", "*=4")}, "once"), ({"base": ("hidden=8",), "density": 0.0}, "above 0"),
+            ({"base": ("hidden=8",), "alpha_out": -1.0}, "positive"),
+            ({"base": ("hidden=8",), "sigma": 0.1}, "form=fresh"),
+        ],
+        [("supar:base=hidden=8,form=new", "valid: fresh, reparameterise")], random=False,
+        renames=True,  # no shape changes, and the values of a head do
+    ),
     "undo": Promise(
         WIDTHS, [{}], {}, after=("widen:factor=1.25", "widen:factor=1.5"), random=False,
         nonsense=[({}, "keep the file from before")],

@@ -28,6 +28,7 @@ from graphgrow.prove.rows.pointwise import CHOICES, HOMOGENEOUS, LINEAR, POWERS,
 STRATEGIES: tuple[Strategy, ...] = ("zeros", "means", "copies", "shares")
 BY_ITSELF = STRATEGIES[:3]
 Part = tuple[int, frozenset[int]]  # of a parameter: a dimension and its cells
+_ATTEMPTS = 3  # at weights before a value, the nearest first
 _NEAR = 100  # nodes between a value and the weights it comes from
 Way = Strategy | Mapping[int, Strategy]  # one for all axes, or one for each, by its number
 _STREAMS = 8  # axes for which strategies are looked for one by one
@@ -182,6 +183,7 @@ class _Repair:
     def __init__(self, prover: Prover, blocks: dict[Block, int], numbers: dict[Number, float]) -> None:
         self.prover, self.blocks, self.numbers = prover, blocks, numbers
         self.graph, self.context = prover.graph, prover.context
+        self.avoided: set[str] = set()  # parameters that a scale was tried on without success
 
     def run(self) -> tuple[Assignment, str]:
         prover = self.prover
@@ -201,6 +203,7 @@ class _Repair:
                 self._define(node)
             if node.op == "parameter" or prover.old_facts(node.name) == {SAME}:
                 continue
+            self._settle(node, index)
             self._absorb(node, index)
             if prover.lost(node.name) and not self._rescale_operands(node, index):
                 return prover.explain(node.name)
@@ -248,6 +251,16 @@ class _Repair:
         for name in parameters:
             found = [(block, self.blocks.get(block)) for block in self.prover.blocks_of(name)]
             self.prover.given[name] = [(block.cell, known) for block, known in found if known is not None]
+
+    def _settle(self, node: Node, index: int) -> None:
+        """Where a number that multiplies is given, and what follows is no weight, the weights before it take the
+        inverse: what is added to the value needs it as it was."""
+        if (node.name, ("args", 1)) not in self.numbers or not _is_factor(node):
+            return
+        factor = self._uniform(node.name)
+        if factor in (None, 1.0) or all(ops.kind(user.op) == "contraction" for user in self.graph.users[node.name]):
+            return
+        self._rescale(node.name, 1 / (factor or 1.0), index, lambda: self._uniform(node.name) == 1.0)
 
     # Forward: the first parameter that multiplies
 
@@ -353,10 +366,21 @@ class _Repair:
         return False
 
     def _rescale(self, name: str, factor: float, index: int, good: Callable[[], bool]) -> bool:
-        """Multiply the weights that a value comes from: all their blocks, or the part of a fused weight."""
-        weights = self._weights(name, set())
-        if not weights:
-            return False
+        """Multiply the weights that a value comes from: all their blocks, or the part of a fused weight. Where the
+        nearest have other uses too (a tied head), those before them."""
+        self.avoided.clear()
+        for _ in range(_ATTEMPTS):
+            weights = self._weights(name, set())
+            if not weights:
+                return False
+            if self._rescale_one(weights, name, factor, index, good):
+                return True
+            self.avoided |= {self.graph.parameters[weight].name for weight in weights}
+        return False
+
+    def _rescale_one(
+        self, weights: Sequence[str], name: str, factor: float, index: int, good: Callable[[], bool]
+    ) -> bool:
         if self._try(weights, factor, None, index, good):
             return True
         for dim, term in enumerate(self.prover.axes.parameters[weights[0]]):
@@ -366,8 +390,9 @@ class _Repair:
                 part = frozenset(
                     cell for cell in cells if self._reaches(weights, (dim, frozenset((cell,))), name, index)
                 )
-                if part and self._try(weights, factor, (dim, part), index, good):
-                    return True
+                for some in dict.fromkeys((part, *(frozenset((cell,)) for cell in part))):
+                    if some and self._try(weights, factor, (dim, some), index, good):
+                        return True
         return False
 
     def _reaches(self, weights: Sequence[str], part: Part, name: str, index: int) -> bool:
@@ -421,11 +446,13 @@ class _Repair:
         seen.add(name)
         node = self.graph[name]
         if node.op == "parameter":
-            return [str(node.args[0])]
+            return None if name in self.avoided else [str(node.args[0])]
         op, short_ = ops.kind(node.op), short(node)
         if op == "contraction":
             factors, bias = operands(node)
             return self._one_of(factors, bias, seen)
+        if op == "embedding":
+            return self._one_of(node.args[:1], None, seen)
         if op == "convolution":
             return self._one_of(node.args[1:2], node.argument(2, "bias"), seen)
         if op == "layer_norm":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 
 from torch import Tensor
@@ -19,12 +20,14 @@ from graphgrow.rewrite.depth import Copied, Place, deepen, drop
 from graphgrow.rewrite.experts import Mixture, Region, region, upcycle
 from graphgrow.rewrite.masks import broken, masked, masks
 from graphgrow.rewrite.numbers import from_sizes, mup_factors
+from graphgrow.rewrite.parameterize import Multipliers, Parameterization, multipliers, restarted, tuned
 from graphgrow.rewrite.prune import pruned, reordered, scaled_back, seen
 from graphgrow.rewrite.regroup import Groups, regrouped
 from graphgrow.rewrite.resize import APART, Fills, Init, literal, refuse_frozen, resize
 from graphgrow.rewrite.single import singled
 from graphgrow.rewrite.units import Resizing
-from graphgrow.sizes import total
+from graphgrow.rewrite.widths import Widths
+from graphgrow.sizes import number, total
 
 Data = Sequence[Mapping[str, Tensor]]
 
@@ -208,6 +211,48 @@ class Rewriter:
                 where=_names(self.program.axes, resizing.sizes),
                 fix=f"{fix.format(size=size)}, or do this before sparsify",
             )
+
+    def reparameterize(self, wanted: Parameterization) -> None:
+        """Give the program the multipliers and the training recipe of a maximal update parameterization, and multiply
+        weights (heads, keys, embeddings, or the gains before) by the inverse, so that the function stays.
+
+        Raises Refusal where no weights can take a multiplier's inverse.
+        """
+        widths = Widths(self.program, wanted.base, wanted.density)
+        found = multipliers(widths, wanted)
+        axes = found.program.axes
+        sizes = {atom: number(atom.size) for one in widths.attentions for atom in one.keys if atom not in axes.frozen}
+        derivation = Prover(axes, sizes, self.program.fixed).derive(numbers=found.factors, strategies=("zeros",))
+        if not derivation.holds:
+            raise Refusal(
+                found=f"no weights that can take the inverse of a multiplier: {derivation.why}",
+                where="the proof on this graph",
+                fix="start with fresh weights: form=fresh",
+            )
+        self._parameterized(widths, wanted, found, derivation.assignment)
+
+    def restart(self, wanted: Parameterization, sigma: float | Mapping[str, float] | None = None) -> None:
+        """Give the program the multipliers, the training recipe and new random weights of a maximal update
+        parameterization. `sigma` is the deviation of weights in the base model: one, of each its own, or as it is."""
+        widths = Widths(self.program, wanted.base, wanted.density)
+        if not self.program.has_weights:
+            raise Refusal(found="a program without weights", where="its tensors", fix="trace the model with weights")
+        tensors = restarted(widths, sigma, self.seed)
+        found = multipliers(widths, wanted)
+        self._parameterized(widths, wanted, found, Assignment(numbers=found.factors))
+        self.program = self.program.replace(tensors=tensors)
+
+    def _parameterized(self, widths: Widths, wanted: Parameterization, found: Multipliers, held: Assignment) -> None:
+        numbers = {place: literal(found.program, place) * factor for place, factor in held.numbers.items()}
+        sizes = {atom: number(atom.size) for one in widths.attentions for atom in one.keys}
+        self.program = resize(found.program, Resizing(sizes), Fills(held.blocks, numbers=numbers))
+        self.program = self.program.replace(kinds=tuned(widths, wanted))
+        parts = Counter(weight.part for weight in widths.weights.values())
+        told = ", ".join(f"{parts[part]} {part}" for part in ("input", "hidden", "output", "vector") if parts[part])
+        self.notes.append(f"parameters by their part: {told}")
+        if widths.masks:
+            self.notes.append("multipliers are for masks that stay: with dynamic ones (RigL, GMP) they do not transfer")
+        self.edits.append(f"parameterize: {len(found.numbers)} multipliers")
 
     def _resize(self, sizes: Mapping[Atom, int], fills: Fills) -> None:
         names = {named.atom: named.name for named in self.program.axes.named}

@@ -223,14 +223,14 @@ def _growth(old: Program, alignment: Alignment) -> tuple[Growth, ...]:
     names = {named.atom: named.name for named in old.axes.named}
     return tuple(
         Growth(axis=names.get(atom, str(atom)), old=int(str(atom.size)), new=size)
-        for atom, size in alignment.sizes.items()
+        for atom, size in alignment.changed.items()
     )
 
 
 def _extended(old: Program, alignment: Alignment) -> tuple[str, ...]:
     """The outputs whose units are others than before."""
     terms = {name: old.axes.terms[name] for name in dict.fromkeys(old.graph.output_names)}
-    return tuple(name for name, found in terms.items() if Resizing(alignment.sizes).touches(found))
+    return tuple(name for name, found in terms.items() if Resizing(alignment.changed).touches(found))
 
 
 def _dead(old: Program, new: Program, alignment: Alignment, proved: Proved, seed: int) -> list[str]:
