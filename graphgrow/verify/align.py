@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graphgrow.axes import Atom, Axes, Sum, Term
 from graphgrow.errors import CheckFailed
-from graphgrow.graph import Argument, ByMode, Graph, Node
+from graphgrow.graph import Argument, ByMode, Graph, Node, Tuning
 from graphgrow.program import Program
 from graphgrow.prove import Number
 from graphgrow.rewrite import literal, resize_graph
@@ -126,7 +126,7 @@ def _same_structure(old: Program, new: Program) -> None:
             raise CheckFailed(found=f"an input {b} where the old program takes {a}", where="the inputs")
         if (a.name, a.op) != (b.name, b.op) or list(_fixed(a)) != list(_fixed(b)):
             raise CheckFailed(found=f"{b} where the old program has {a}", where="the structure of the graphs")
-    kinds = [{name: kind.role for name, kind in program.kinds.items()} for program in (old, new)]
+    kinds = [{name: replace(kind, pattern="", tuning=Tuning()) for name, kind in p.kinds.items()} for p in (old, new)]
     if old.graph.outputs != new.graph.outputs or old.aliases != new.aliases or kinds[0] != kinds[1]:
         raise CheckFailed(found="other outputs, ties or kinds of tensors", where="the structure of the programs")
     if old.dtype != new.dtype:
