@@ -7,6 +7,7 @@ TABLE = {
     "add-kv-heads": "passes.add_kv_heads:AddKvHeads",
     "deepen": "passes.deepen:Deepen",
     "duplicate-experts": "passes.duplicate_experts:DuplicateExperts",
+    "factorize": "passes.factorize:Factorize",
     "grow-vocab": "passes.grow_vocab:GrowVocab",
     "prune-axis": "passes.prune_axis:PruneAxis",
     "split-kv-heads": "passes.split_kv_heads:SplitKvHeads",
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from passes.add_kv_heads import AddKvHeads
     from passes.deepen import Deepen
     from passes.duplicate_experts import DuplicateExperts
+    from passes.factorize import Factorize
     from passes.grow_vocab import GrowVocab
     from passes.prune_axis import PruneAxis
     from passes.split_kv_heads import SplitKvHeads
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from passes.widen_values import WidenValues
 
 __all__ = [
-    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "GrowVocab", "PruneAxis", "SplitKvHeads", "Undo",
+    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "Factorize", "GrowVocab", "PruneAxis", "SplitKvHeads", "Undo",
     "Upcycle", "Widen", "WidenExperts", "WidenHidden", "WidenKeys", "WidenValues",
 ]  # fmt: skip
 

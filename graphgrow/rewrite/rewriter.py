@@ -10,13 +10,16 @@ from torch import Tensor
 from graphgrow.axes import Atom, Axes
 from graphgrow.errors import Refusal
 from graphgrow.layers import Stack
+from graphgrow.lazy import Lazy
 from graphgrow.program import Program
 from graphgrow.prove import Derivation, Prover
 from graphgrow.prove.engine import Strategy
 from graphgrow.prove.silence import silenced
 from graphgrow.rewrite.depth import Copied, Place, deepen, drop
 from graphgrow.rewrite.experts import Mixture, Region, region, upcycle
+from graphgrow.rewrite.factorize import Pair, factorized
 from graphgrow.rewrite.numbers import from_sizes, mup_factors
+from graphgrow.rewrite.products import Cut, Weight, weights
 from graphgrow.rewrite.prune import pruned, reordered, scaled_back
 from graphgrow.rewrite.regroup import Groups, regrouped
 from graphgrow.rewrite.resize import Fills, Init, literal, refuse_frozen, resize
@@ -108,6 +111,24 @@ class Rewriter:
         """Put a mixture of copies in place of each MLP, with a random router."""
         self.program = upcycle(self.program, regions, mixture, self.seed)
         self.edits += [f"upcycle {found.exit}: {mixture.experts} experts" for found in regions]
+
+    def weights(self, cut: Cut) -> Mapping[str, Weight | str]:
+        """Every parameter of two dimensions or more: how it comes apart into two factors; or, as text, why not. Raises
+        Refusal for weights that stay on the disk."""
+        if isinstance(self.program.tensors, Lazy):
+            raise Refusal(
+                found="a pass that needs whole weights to take them apart",
+                where="weights that stay on the disk",
+                fix="apply it without --stream, on a machine that holds the weights",
+            )
+        return weights(self.program, cut)
+
+    def factorize(self, chosen: Mapping[str, tuple[Weight, Pair]]) -> None:
+        """Put two factors in place of each weight, and two nodes of each that reads it. Promises nothing of the
+        function. Raises Refusal where their names are taken."""
+        self.program = factorized(self.program, chosen)
+        for name, (weight, (left, _)) in chosen.items():
+            self.edits.append(f"factorize {name}: {weight.rows} x {weight.columns} at rank {left.shape[1]}")
 
     def regroup(self, chosen: Groups) -> None:
         """Repeat heads of keys and values for parts of the query heads that use them. Raises Refusal where they stand
