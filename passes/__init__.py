@@ -9,6 +9,7 @@ TABLE = {
     "duplicate-experts": "passes.duplicate_experts:DuplicateExperts",
     "factorize": "passes.factorize:Factorize",
     "grow-vocab": "passes.grow_vocab:GrowVocab",
+    "merge-factors": "passes.merge_factors:MergeFactors",
     "prune-axis": "passes.prune_axis:PruneAxis",
     "split-kv-heads": "passes.split_kv_heads:SplitKvHeads",
     "undo": "passes.undo:Undo",
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from passes.duplicate_experts import DuplicateExperts
     from passes.factorize import Factorize
     from passes.grow_vocab import GrowVocab
+    from passes.merge_factors import MergeFactors
     from passes.prune_axis import PruneAxis
     from passes.split_kv_heads import SplitKvHeads
     from passes.undo import Undo
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
     from passes.widen_values import WidenValues
 
 __all__ = [
-    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "Factorize", "GrowVocab", "PruneAxis", "SplitKvHeads", "Undo",
-    "Upcycle", "Widen", "WidenExperts", "WidenHidden", "WidenKeys", "WidenValues",
+    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "Factorize", "GrowVocab", "MergeFactors",
+    "PruneAxis", "SplitKvHeads", "Undo", "Upcycle", "Widen", "WidenExperts", "WidenHidden", "WidenKeys", "WidenValues",
 ]  # fmt: skip
 
 

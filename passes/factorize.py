@@ -55,8 +55,7 @@ class Factorize(Pass):
         "share of the numbers that all chosen weights hold; ranks are shared out by the spectra", default=None
     )
     init: Literal["spectral", "ones", "random"] = option(
-        "factors: from singular vectors and values; from the vectors, with one value of the same scale; Gaussian, of the "
-        "weight's deviation",
+        "factors: singular vectors and values; the vectors, all with the root mean square of the values; Gaussian",
         default="spectral",
     )
     by: Literal["weights", "activations"] = option(

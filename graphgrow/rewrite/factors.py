@@ -6,7 +6,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 Start = Literal["spectral", "ones", "random"]
 OVERSAMPLING, ITERATIONS = 10, 2  # Halko, Martinsson & Tropp (arXiv 0909.4061), algorithms 4.4 and 5.1
+_linalg = cast(Any, torch.linalg)  # its functions have no types
 _RIDGE = 1e-6  # of the mean of a moment's diagonal: directions that no data has shown
 
 
@@ -76,9 +77,8 @@ def sketch(matrix: Tensor, rank: int, seed: int, name: str) -> Spectrum:
     width = min(rank + OVERSAMPLING, tall.shape[1])
     basis = _gaussian((tall.shape[1], width), seed, name).to(tall)
     for _ in range(ITERATIONS):
-        basis = torch.linalg.qr(tall @ basis).Q
-        basis = torch.linalg.qr(tall.T @ basis).Q
-    basis = torch.linalg.qr(tall @ basis).Q  # (m, r + p)
+        basis = _orthonormal(tall.T @ _orthonormal(tall @ basis))
+    basis = _orthonormal(tall @ basis)  # (m, r + p)
     left, values, right = _svd(basis.T @ tall)
     left = basis @ left[:, :rank]
     energy = float(tall.double().square().sum())
@@ -97,7 +97,8 @@ def drawn(matrix: Tensor, rank: int, seed: int, name: str) -> tuple[Tensor, Tens
 def relative_error(matrix: Tensor, left: Tensor, right: Tensor) -> float:
     """The norm of what the factors' product is off by, over that of the matrix."""
     whole = _precise(matrix)
-    return float((whole - left.to(whole) @ right.to(whole)).norm() / whole.norm().clamp_min(1e-30))
+    off = whole - left.to(whole) @ right.to(whole)
+    return float(off.square().sum() / whole.square().sum().clamp_min(1e-30)) ** 0.5
 
 
 def _precise(matrix: Tensor) -> Tensor:
@@ -107,19 +108,24 @@ def _precise(matrix: Tensor) -> Tensor:
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of a tall matrix, which takes half the time that its transpose does."""
-    if matrix.shape[0] >= matrix.shape[1]:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        return left, values, right
-    right, values, left = torch.linalg.svd(matrix.T, full_matrices=False)
-    return left.T, values, right.T
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    found: tuple[Tensor, Tensor, Tensor] = _linalg.svd(tall, full_matrices=False)
+    left, values, right = found
+    return found if tall is matrix else (right.T, values, left.T)
+
+
+def _orthonormal(matrix: Tensor) -> Tensor:
+    """A basis of what the columns span."""
+    found: tuple[Tensor, Tensor] = _linalg.qr(matrix)
+    return found[0]
 
 
 def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
     """The root of a moment and its inverse, of a mean square of one."""
     mean = moment.diagonal().mean()
-    if mean <= 0:
-        mean = torch.ones_like(mean)
-    values, vectors = torch.linalg.eigh(moment / mean)
+    scaled = moment / mean if mean > 0 else moment
+    found: tuple[Tensor, Tensor] = _linalg.eigh(scaled)
+    values, vectors = found
     root = (values.clamp_min(0) + _RIDGE).sqrt()
     return vectors * root @ vectors.T, vectors / root @ vectors.T
 
@@ -155,15 +161,15 @@ def allocate(spectra: Mapping[str, Spectrum], budget: int) -> dict[str, int | No
         steps.append(_Step(float(whole[leap]), index, None, size - (leap + 1) * cost))
     closed = set[int]()
     for step in (*sorted(steps, key=_worth), *sorted(later, key=_worth)):
-        done = ranks[names[step.index]]
+        done = ranks[names[step.matrix]]
         if step.rank is None:
-            if step.index not in closed and step.cost <= left:
-                ranks[names[step.index]], left = None, left - step.cost
-        elif done is not None and step.rank == done + 1 and step.index not in closed:
+            if step.matrix not in closed and step.cost <= left:
+                ranks[names[step.matrix]], left = None, left - step.cost
+        elif done is not None and step.rank == done + 1 and step.matrix not in closed:
             if step.cost <= left:
-                ranks[names[step.index]], left = step.rank, left - step.cost
+                ranks[names[step.matrix]], left = step.rank, left - step.cost
             else:
-                closed.add(step.index)
+                closed.add(step.matrix)
     return ranks
 
 
@@ -171,10 +177,10 @@ class _Step(NamedTuple):
     """From one rank of a matrix to the next (None: the whole matrix), what it is worth and costs."""
 
     worth: float
-    index: int
+    matrix: int
     rank: int | None
     cost: int
 
 
 def _worth(step: _Step) -> tuple[float, int, int]:
-    return -step.worth, step.index, step.rank or 2**62
+    return -step.worth, step.matrix, step.rank or 2**62

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -53,24 +53,22 @@ def _moment(weight: Weight, use: Use, x: Tensor) -> Tensor:
     """(units, units): the outer products of all vectors that the weight is applied to, added up."""
     if use.form == "lookup":
         return torch.bincount(x.flatten(), minlength=weight.rows).double().diag()
-    if use.form == "product":
-        vectors = x.movedim(use.dim, -1).flatten(0, -2)
-    else:
-        vectors = torch.cat([*_patches(weight, use, x)])
+    windows = use.form == "convolution"
+    vectors = _patches(weight, use, x) if windows else x.movedim(use.dim, -1).reshape(-1, x.shape[use.dim])
     vectors = vectors.double()
     return vectors.T @ vectors
 
 
-def _patches(weight: Weight, use: Use, x: Tensor) -> Iterator[Tensor]:
-    """(positions, channels * window) of each image: what a convolution multiplies by its weight."""
+def _patches(weight: Weight, use: Use, x: Tensor) -> Tensor:
+    """(positions, channels * window): what a convolution multiplies by its weight."""
     spatial = len(weight.shape) - 2
-    _, *settings, _ = convolved(use.node)
-    stride, padding, dilation = (
-        [int(str(item)) for item in each_dim(0 if value == "valid" else value, spatial)] for value in settings
-    )
-    images, window = x.unsqueeze(0) if use.dim == 0 else x, list(weight.shape[2:])
+    _, *given, _ = convolved(use.node)
+    settings = ([int(str(item)) for item in each_dim(0 if value == "valid" else value, spatial)] for value in given)
+    images, window, stride, padding, dilation = x, list(weight.shape[2:]), *settings
+    if use.dim == 0:
+        images = images.unsqueeze(0)
     if spatial == 1:
-        images, window = images.unsqueeze(-1), [*window, 1]
-        stride, padding, dilation = [*stride, 1], [*padding, 0], [*dilation, 1]
-    for image in images:
-        yield unfold(image[None], window, dilation, padding, stride)[0].T
+        images = images.unsqueeze(-1)
+        window, stride, padding, dilation = [*window, 1], [*stride, 1], [*padding, 0], [*dilation, 1]
+    found = unfold(images, tuple(window), tuple(dilation), tuple(padding), tuple(stride))
+    return found.movedim(1, -1).reshape(-1, found.shape[1])

@@ -26,21 +26,25 @@ from graphgrow.sizes import Dim
 
 Cut = Literal["separable", "pointwise"]
 Form = Literal["product", "lookup", "convolution"]
-PLAIN = {"aten.addmm.default": "aten.mm.default", "aten.addmv.default": "aten.mv.default"}  # without what is added
-_MATRIX = {*PLAIN, *PLAIN.values(), "aten.linear.default", "aten.matmul.default", "aten.einsum.default"}
+ADDED = {"aten.addmm.default": "aten.mm.default", "aten.addmv.default": "aten.mv.default"}  # and without what is added
+_MATRIX = {*ADDED, *ADDED.values(), "aten.linear.default", "aten.matmul.default", "aten.einsum.default"}
 _TRIVIAL = (1, 0, 1)  # stride, padding and dilation
 
 
 @dataclass(frozen=True)
 class Use:
     """One node that multiplies `x` by a weight: dimension `dim` of what it reads `meets` the weight's rows (0) or
-    columns (1). For lookups there is no such dimension, for convolutions it is the channels'."""
+    columns (1), and the new one stands there after it, if `in_place`. For lookups there is no such dimension, for
+    convolutions it is the channels'."""
 
     node: Node
+    weight: str  # its node
     form: Form
     meets: int
     x: Node
     dim: int = -1
+    in_place: bool = True
+    points: tuple[bool, ...] = ()  # for each dimension of space, whether the window is one point that moves by one
 
 
 @dataclass(frozen=True)
@@ -107,14 +111,16 @@ class Weight:
         outer, own = list[Argument](), list[Argument]()
         for value, trivial in zip(settings, _TRIVIAL, strict=True):
             each = each_dim(value, spatial)
-            outer.append(value if isinstance(value, str) else (*each[: self.outer], *[trivial] * (spatial - self.outer)))
+            outer.append(
+                value if isinstance(value, str) else (*each[: self.outer], *[trivial] * (spatial - self.outer))
+            )
             own.append(value if isinstance(value, str) else (*[trivial] * self.outer, *each[self.outer :]))
         shape = (*node.shape[: use.dim], rank, *use.x.shape[use.dim + 1 : first], *node.shape[first:])
         kind = replace(node.tensor, shape=shape)
-        args = (Ref(use.x.name), Ref(right), None, *own, 1)
+        args = conv_arguments(Ref(use.x.name), Ref(right), None, *own, 1)
         return (
             replace(node, name=inner, args=args, kwargs=(), type=kind),
-            replace(node, args=(Ref(inner), Ref(left), bias, *outer, 1), kwargs=()),
+            replace(node, args=conv_arguments(Ref(inner), Ref(left), bias, *outer, 1), kwargs=()),
         )
 
 
@@ -153,15 +159,23 @@ def _use(program: Program, node: Node, weight: Node) -> Use | str:
     if list(node.operands()).count(weight.name) != 1 or weight.tensor.dtype != WEIGHTS:
         return f"{where} reads it twice, or in another type than that of the weights"
     if kind == "embedding" and node.args[0] == Ref(weight.name):
-        return Use(node, "lookup", 0, graph[next(name for name in node.operands() if name != weight.name)])
+        return Use(node, weight.name, "lookup", 0, graph[next(name for name in node.operands() if name != weight.name)])
     if kind == "convolution" and node.args[1] == Ref(weight.name):
-        plain = "transpose" not in node.op and convolved(node)[-1] == 1
-        image = node.args[0]
-        assert isinstance(image, Ref)
-        channels = len(node.shape) - len(weight.shape) + 1
-        return Use(node, "convolution", 1, graph[image.name], channels) if plain else f"{where} is transposed, or in groups"
+        return _convolution(graph, node, weight) or f"{where} is transposed, or in groups"
     found = _matrix(graph, node, weight.name) if node.op in _MATRIX else None
     return found or f"{where} reads it, which is no product with a matrix, lookup or convolution"
+
+
+def _convolution(graph: Graph, node: Node, weight: Node) -> Use | None:
+    image, (_, stride, padding, _, groups) = node.args[0], convolved(node)
+    if "transpose" in node.op or groups != 1:
+        return None
+    assert isinstance(image, Ref)
+    window = weight.shape[2:]
+    around = each_dim(0 if isinstance(padding, str) else padding, len(window))
+    steps = zip(window, each_dim(stride, len(window)), around, strict=True)
+    points = tuple(one == (1, 1, 0) for one in steps)
+    return Use(node, weight.name, "convolution", 1, graph[image.name], len(node.shape) - len(window) - 1, points=points)
 
 
 def _matrix(graph: Graph, node: Node, weight: str) -> Use | None:
@@ -181,7 +195,10 @@ def _matrix(graph: Graph, node: Node, weight: str) -> Use | None:
         return None
     if node.op == "aten.linear.default" and index == 0:
         return None
-    return Use(node, "product", mine.index(summed[0]), graph[names[1 - index]], other.index(summed[0]))
+    in_place = other.replace(summed[0], free[0]) == output
+    return Use(
+        node, weight, "product", mine.index(summed[0]), graph[names[1 - index]], other.index(summed[0]), in_place
+    )
 
 
 def _products(use: Use, rank: int, near: str, far: str, inner: str) -> tuple[Node, Node]:
@@ -192,16 +209,14 @@ def _products(use: Use, rank: int, near: str, far: str, inner: str) -> tuple[Nod
     ranks = [2 if place == index else len(use.x.shape) for place in (0, 1)]
     inputs, output = equation(node, ranks)
     free = inputs[index][1 - use.meets]
-    first = replace(_sized(node, output.index(free), rank), name=inner, op=PLAIN.get(node.op, node.op), kwargs=())
+    first = replace(_sized(node, output.index(free), rank), name=inner, op=ADDED.get(node.op, node.op), kwargs=())
     pair: list[Argument] = [Ref(use.x.name), Ref(use.x.name)]
     pair[index] = Ref(near)
     outer: list[Argument] = [Ref(inner), Ref(inner)]
     outer[index] = Ref(far)
     if node.op != "aten.einsum.default":
         at = ops.FIRST_OPERAND.get(node.op, 0)
-        return replace(first, args=tuple(pair)), replace(
-            node, args=(*node.args[:at], *outer, *node.args[at + 2 :])
-        )
+        return replace(first, args=tuple(pair)), replace(node, args=(*node.args[:at], *outer, *node.args[at + 2 :]))
     new = next(letter for letter in "rstuvwxyzabcdefghijklmnopq" if letter not in "".join([*inputs, output]))
     texts = [inputs[index].replace(free, new), inputs[1 - index]]
     middle = output.replace(free, new)
@@ -227,6 +242,18 @@ def convolved(node: Node) -> tuple[Argument, Argument, Argument, Argument, Argum
         names = (*names[:2], ("padding", "valid"), *names[3:])
     found = [node.argument(index, name, default) for index, (name, default) in enumerate(names, 2)]
     return found[0], found[1], found[2], found[3], found[4]
+
+
+def conv_arguments(*given: Argument) -> tuple[Argument, ...]:
+    """What a convolution is given, from image to groups, without defaults at the end: exporters leave them out."""
+    plain = (None, 1, 0, 1, 1)
+    kept = [*given]
+    while len(kept) > 2:
+        value, default = kept[-1], plain[len(kept) - 3]
+        if value != default and value != (default,) * (len(value) if isinstance(value, tuple) else 0):
+            break
+        kept.pop()
+    return tuple(kept)
 
 
 def each_dim(value: Argument, count: int) -> tuple[Argument, ...]:

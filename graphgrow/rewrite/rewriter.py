@@ -18,6 +18,7 @@ from graphgrow.prove.silence import silenced
 from graphgrow.rewrite.depth import Copied, Place, deepen, drop
 from graphgrow.rewrite.experts import Mixture, Region, region, upcycle
 from graphgrow.rewrite.factorize import Pair, factorized
+from graphgrow.rewrite.merge import Chain, chain, merged
 from graphgrow.rewrite.numbers import from_sizes, mup_factors
 from graphgrow.rewrite.products import Cut, Weight, weights
 from graphgrow.rewrite.prune import pruned, reordered, scaled_back
@@ -129,6 +130,15 @@ class Rewriter:
         self.program = factorized(self.program, chosen)
         for name, (weight, (left, _)) in chosen.items():
             self.edits.append(f"factorize {name}: {weight.rows} x {weight.columns} at rank {left.shape[1]}")
+
+    def chain(self, atom: Atom, known: Mapping[str, Weight | str]) -> Chain | str:
+        """The two weights around an axis that can be multiplied; or, as text, why there are none."""
+        return chain(self.program, known, atom)
+
+    def merge(self, chains: Sequence[Chain]) -> None:
+        """Put the product of two weights in their place, and one node for each two."""
+        self.program = merged(self.program, chains)
+        self.edits += [f"merge {one.first} and {one.second}" for one in chains]
 
     def regroup(self, chosen: Groups) -> None:
         """Repeat heads of keys and values for parts of the query heads that use them. Raises Refusal where they stand
