@@ -123,6 +123,18 @@ class Measured(_Value):
         return f"outputs change by {self.norm:.2g} of their norm, {most}, on {self.inputs}"
 
 
+class Bound(_Value):
+    """By how much one weight differs from what it was: the largest singular value of the difference, as a matrix, is at
+    most `value`; its Frobenius norm is `share` of the weight's. Nothing is said of outputs."""
+
+    at: str  # the weight
+    value: float
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.at} within {self.value:.3g} (its norm changes by {self.share:.2g})"
+
+
 class Run(_Value):
     """Positions along one dimension: `length` from `to` on come from those from `start` on."""
 
@@ -161,6 +173,7 @@ class Certificate(_Value):
     proof: Proof | None = None
     test: Test | None = None
     measured: Measured | None = None  # where the function is another one
+    bounds: tuple[Bound, ...] = ()  # of weights that are other ones, where all else is proved to be the same
     extended: tuple[str, ...] = ()  # outputs with other units than before: the claim is about those that both have
     moves: tuple[Move, ...] = ()  # of parameters that have another name, shape or factor than before
     notes: tuple[str, ...] = ()  # what the pass left alone, and why
@@ -170,8 +183,10 @@ class Certificate(_Value):
     def holds(self) -> bool:
         """Whether the claim is proved or tested, and nothing speaks against it; or, where none is made, how much
         changes is measured."""
+        if self.claim != "Exact" and self.measured is None:
+            return False
         if self.claim == "Changes":
-            return self.measured is not None
+            return True
         found = [evidence.holds for evidence in (self.proof, self.test) if evidence is not None]
         return any(found) and (self.test is None or self.test.holds)
 
@@ -186,6 +201,8 @@ class Certificate(_Value):
     @property
     def scope(self) -> str:
         """The claim with what it is about, for people."""
+        if self.claim == "Within":
+            return f"within a bound at each of {len(self.bounds)} weights (proved), outputs measured"
         units = "kept" if any(row.new < row.old for row in self.growth) else "old"
         where = f" on the {units} units of {', '.join(self.extended)}" if self.extended else ""
         return f"{self.claim.lower()}{where}, {self.evidence}"
@@ -196,6 +213,7 @@ class Certificate(_Value):
         if self.proof:
             lines.append(f"  proof: {self.proof.why}")
             lines += [f"    {row}" for row in (*self.proof.constraints, *self.proof.numbers)]
+        lines += [f"    {bound}" for bound in self.bounds]
         lines += [f"  note: {note}" for note in self.notes]
         if self.test:
             lines.append(f"  test: {self.test.why}")

@@ -165,7 +165,7 @@ def _convolution(state: State, node: Node) -> Result:
 def _slid(node: Node, image: Shape, window: Shape) -> Shape:
     """The space a window leaves as it slides: the same where it is a point that meets each position once."""
     result: list[Axis] = []
-    strides, paddings = (_each(node.argument(*where), len(window)) for where in ((3, "stride", 1), (4, "padding", 0)))
+    strides, paddings = (each(node.argument(*where), len(window)) for where in ((3, "stride", 1), (4, "padding", 0)))
     steps = zip(strides, paddings, strict=True)
     for axis, kernel, size, step in zip(image, window, node.shape[-len(window) :], steps, strict=True):
         freeze(kernel, f"{place(node)}: a window over space")
@@ -177,7 +177,7 @@ def _slid(node: Node, image: Shape, window: Shape) -> Shape:
     return tuple(result)
 
 
-def _each(value: Argument, count: int) -> tuple[Argument, ...]:
+def each(value: Argument, count: int) -> tuple[Argument, ...]:
     """A setting for each dimension of space: one number stands for all."""
     given = value if isinstance(value, tuple) else (value,)
     return given * count if len(given) == 1 else given

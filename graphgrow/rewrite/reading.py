@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor
 
 from graphgrow.axes import Atom, Axes, Term
 from graphgrow.prove import ANY, POSITIVE, SAME, ZERO, Assignment, Block, free, kind, multiple
-from graphgrow.prove.facts import ROUNDING
+from graphgrow.prove.facts import ROUNDING, scaled
 from graphgrow.rewrite.blocks import derived, view_cells
 from graphgrow.rewrite.units import Resizing
 
@@ -20,9 +20,16 @@ class Reader:
     """Reads what the blocks of a program hold that is a growth of another one to these sizes."""
 
     def __init__(
-        self, axes: Axes, old: Mapping[str, Tensor], new: Mapping[str, Tensor], sizes: Mapping[Atom, int]
+        self,
+        axes: Axes,
+        old: Mapping[str, Tensor],
+        new: Mapping[str, Tensor],
+        sizes: Mapping[Atom, int],
+        numbers: Iterable[float] = (),
     ) -> None:
+        """`numbers`: by which those in the graph were multiplied. Weights may make up for them."""
         self.terms, self.old, self.new, self.resizing = axes.parameters, old, new, Resizing(sizes)
+        self.factors = list(_factors(set(numbers)))
         self.known: dict[tuple[Block, int], bool] = {}
 
     def facts(self, proposal: Assignment) -> dict[Block, int] | str:
@@ -37,9 +44,10 @@ class Reader:
             before = self.old[name]
             terms = self.terms.get(name, ())
             if not self.resizing.touches(terms) and name not in touched:
-                if before is not tensor and not same(before, tensor):
+                if before is tensor or same(before, tensor):
+                    continue
+                if not self.factors:
                     return f"{name} has other values than before"
-                continue
             for block, views in self._blocks(name, terms):
                 fact = self._fact(block, views, proposal.blocks.get(block, SAME if not block.dims else ZERO))
                 if isinstance(fact, str):
@@ -59,10 +67,22 @@ class Reader:
         if not block.dims:
             if self._holds(block, views, SAME):
                 return SAME
+            if found := next((f for f in self._multiples(block, views) if self._holds(block, views, f)), None):
+                return found
             return f"the old block of {block.parameter} has other values than before"
         if self._holds(block, views, ZERO):
             return ZERO
         return POSITIVE if all(_positive(view) for view, _ in views) else ANY
+
+    def _multiples(self, block: Block, views: Sequence[tuple[Tensor, list[slice]]]) -> Iterator[int]:
+        """The multiples of the old values that new ones could be, by the largest of them."""
+        view, at = views[0]
+        old = _old_part(self.old[block.parameter], self.terms[block.parameter], self.resizing, at).detach().reshape(-1)
+        if old.is_floating_point() and old.numel():
+            place = int(old.abs().argmax())
+            ratio = float(view.detach().reshape(-1)[place]) / (float(old[place]) or 1.0)
+            unit = 2 * ULPS * torch.finfo(old.dtype).eps
+            yield from (scaled(factor) for factor in self.factors if abs(ratio - factor) <= unit * abs(factor))
 
     def _holds(self, block: Block, views: Sequence[tuple[Tensor, list[slice]]], fact: int) -> bool:
         key = (block, fact)
@@ -86,6 +106,14 @@ class Reader:
         error = (view.double() - expected.double()).abs()
         unit = torch.finfo(view.dtype).eps + ROUNDING  # factors are known no better than this
         return bool((error <= ULPS * unit * allowed.double()).all())
+
+
+def _factors(numbers: Set[float]) -> Iterator[float]:
+    """What makes up for one number, for half of one, or for two."""
+    powers = {number**sign for number in numbers for sign in (1, -1) if number}
+    yield from sorted(powers)
+    yield from sorted(abs(power) ** 0.5 for power in powers)
+    yield from sorted({first * second for first in powers for second in powers})
 
 
 def _size(old: Tensor, fact: int) -> float:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from torch import Tensor
 
-from graphgrow.certificate import Certificate, Claim, Growth, Move, Proof, Test
+from graphgrow.certificate import Certificate, Claim, Growth, Measured, Move, Proof, Test
 from graphgrow.errors import CheckFailed, DeadGrowth, OptionError
 from graphgrow.program import Program
 from graphgrow.rewrite import Resizing
@@ -16,6 +16,7 @@ from graphgrow.verify.align import Alignment, align
 from graphgrow.verify.depth import dead_layers, prove_depth, shallower, test_depth
 from graphgrow.verify.equivalence import FULL_SIZE, Pair, measure, shrunk, test
 from graphgrow.verify.gradients import dead_axes
+from graphgrow.verify.likeness import Likeness, likeness
 from graphgrow.verify.mixtures import stacks
 from graphgrow.verify.moves import kept_moves, moves, renamed
 from graphgrow.verify.proof import Proved, broken, changed, prove
@@ -31,6 +32,7 @@ class _Finding:
 
     certificate: Certificate
     dead: Callable[[], list[str]]
+    likeness: Likeness | None = None
 
 
 def check(old: Program, new: Program, *, seed: int = 0) -> Certificate:
@@ -46,6 +48,10 @@ def check(old: Program, new: Program, *, seed: int = 0) -> Certificate:
 
 def _compare(old: Program, new: Program, seed: int) -> _Finding:
     weighed = old.has_weights and new.has_weights
+    if [node.op for node in old.graph.nodes] != [node.op for node in new.graph.nodes]:
+        found = likeness(old, new)
+        if not isinstance(found, str):
+            return _likened(found, seed, weighed)
     if len(old.graph.nodes) > len(new.graph.nodes):
         return _shallower(old, new, seed, weighed)
     if len(old.graph.nodes) < len(new.graph.nodes):
@@ -64,6 +70,17 @@ def _compare(old: Program, new: Program, seed: int) -> _Finding:
     certificate = _certificate(old, new, _growth(old, alignment), proved.proof, found, gone)
     certificate = certificate.model_copy(update={"extended": _extended(old, alignment)})
     return _Finding(certificate, lambda: _dead(old, new, alignment, proved, seed) if weighed else [])
+
+
+def _likened(found: Likeness, seed: int, weighed: bool) -> _Finding:
+    """One function in other operators: of the form that both have, the weights and numbers are compared."""
+    alignment = align(found.old, found.new)
+    proved = prove(found.old, found.new, alignment)
+    proof = proved.proof.model_copy(update={"why": found.explain(proved.proof)})
+    tested = found.test(seed, stored=True) if weighed and proof.holds else None
+    gone = moves(found.old, found.new, alignment, proved.read) if proof.holds else ()
+    certificate = _certificate(found.first, found.second, (), proof, tested, gone)
+    return _Finding(certificate, list, found)
 
 
 def _regrouped(old: Program, new: Program, found: Regrouped, seed: int, weighed: bool) -> _Finding:
@@ -163,8 +180,11 @@ def certify(
             raise
         finding = _Finding(_certificate(old, new, (), Proof(holds=False, why=""), None, ()), list)
     found = finding.certificate.model_copy(update={"spec": spec})
+    weighed = old.has_weights and new.has_weights
+    if claim == "Within" and not found.holds and finding.likeness and weighed:
+        return _within(found, finding.likeness, measure(old, new, data, seed), seed)
     if claim == "Changes" and not found.holds:
-        measured = measure(old, new, data, seed) if old.has_weights and new.has_weights else None
+        measured = measure(old, new, data, seed) if weighed else None
         return found.model_copy(update={"claim": claim, "measured": measured, "proof": None, "test": None})
     if not found.holds:
         reasons = [evidence.why for evidence in (found.proof, found.test) if evidence and not evidence.holds]
@@ -176,6 +196,18 @@ def certify(
             fix="start the free blocks with init=scaled or init=copy, or grow to a multiple of the size with by=copies",
         )
     return found
+
+
+def _within(found: Certificate, alike: Likeness, measured: Measured, seed: int) -> Certificate:
+    """The certificate of a program whose weights differ, and nothing else. Raises CheckFailed where more does."""
+    tested = alike.test(seed, stored=False)
+    if alike.numbered or not tested.holds:
+        why = "numbers in the graph differ" if alike.numbered else tested.why
+        raise CheckFailed(found=f"a rewrite that changes more than weights: {why}", where=found.spec)
+    bounds = tuple(alike.bounds())
+    proof = Proof(holds=True, why=f"the same function of its weights, of which {len(bounds)} differ")
+    changes = {"claim": "Within", "proof": proof, "test": tested, "measured": measured, "bounds": bounds}
+    return found.model_copy(update=changes)
 
 
 def _growth(old: Program, alignment: Alignment) -> tuple[Growth, ...]:

@@ -33,7 +33,7 @@ def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
     if not alignment.grows:
         return Proved(Proof(holds=False, why="axes became smaller: nothing is promised"))
     prover = prover_of(old, alignment)
-    reader = Reader(old.axes, old.tensors, new.tensors, alignment.sizes)
+    reader = Reader(old.axes, old.tensors, new.tensors, alignment.sizes, alignment.factors.values())
     failures: list[str] = []
     for strategy in STRATEGIES:
         facts = reader.facts(proposed(old, prover, strategy, alignment))
