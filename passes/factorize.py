@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar, Literal
 
+from torch import finfo
+
 from graphgrow.errors import OptionError, Refusal
 from graphgrow.pipeline import Pass, matching, option
 from graphgrow.rewrite import Rewriter
@@ -93,9 +95,6 @@ class Factorize(Pass):
     def rewrite(self, rewriter: Rewriter) -> None:
         if self.by == "activations" and not rewriter.data:
             raise OptionError(found=f"{self.spec} without data", fix="give batches of inputs: --data FILE, or data=[…]")
-        if not rewriter.program.has_weights and (self.rank is self.fraction is None or self.by == "activations"):
-            fix = "give rank or fraction: without weights there are no singular values"
-            raise Refusal(found=f"{self.spec} of a program without weights", where="its tensors", fix=fix)
         left: dict[str, str] = {}
         chosen = self._chosen(rewriter, left)
         data = self._weightings(rewriter, chosen, left)
@@ -159,10 +158,9 @@ class Factorize(Pass):
         """The factors of each weight by itself."""
         pairs, errors = dict[str, Pair](), dict[str, float]()
         for name, weight in chosen.items():
-            matrix, rank = weight.matrix(rewriter.program.tensors[name]), self._rank(weight)
-            if matrix.is_meta and rank:
-                pairs[name] = matrix.new_empty(weight.rows, rank), matrix.new_empty(rank, weight.columns)
-            elif not matrix.isfinite().all():
+            tensor, rank = rewriter.program.tensors[name], self._rank(weight)
+            matrix = weight.matrix(tensor)
+            if not matrix.isfinite().all():
                 left[name] = "it holds values that are not finite"
             elif self.init == "random" and rank:
                 pairs[name] = drawn(matrix, rank, self.seed, name)
@@ -170,8 +168,10 @@ class Factorize(Pass):
                 pairs[name] = sketch(matrix, rank, self.seed, name).factors(rank, self.init)
                 errors[name] = relative_error(matrix, *pairs[name])
             else:
-                spectrum = decompose(matrix, None if self.larger else weight.most + 1, data.get(name))
-                rank = rank or min(spectrum.rank(self.energy or 1.0), weight.rows, weight.columns)
+                whole = rank == min(matrix.shape) or self.energy == 1  # then the product is to be the weight
+                most = None if self.larger else weight.most + 1
+                spectrum = decompose(matrix.double() if whole else matrix, most, data.get(name))
+                rank = rank or min(spectrum.rank(self.energy or 1.0, finfo(tensor.dtype).eps), *matrix.shape)
                 if self._pays(weight, rank):
                     pairs[name] = spectrum.factors(rank, self.init)
                 else:

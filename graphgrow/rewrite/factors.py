@@ -36,12 +36,13 @@ class Spectrum:
         root = values.sqrt()
         return self.left[:, :rank] * root, root[:, None] * self.right[:rank]
 
-    def rank(self, energy: float) -> int:
+    def rank(self, energy: float, eps: float) -> int:
         """The smallest rank that keeps this share of the squared singular values (one more than there are where these
-        don't); for all, the number of values that are not rounding."""
+        don't); for all, the number of values that are not rounding, at
+        the weights' `eps`."""
         squares = self.values.double().square()
         if energy >= 1:
-            smallest = self.values[0] * torch.finfo(self.values.dtype).eps * max(len(self.left), self.right.shape[1])
+            smallest = self.values[0] * eps * max(len(self.left), self.right.shape[1])
             return max(1, int((self.values > smallest).sum()))
         short = squares.cumsum(0) < energy * self.energy
         return int(short.sum()) + 1

@@ -10,7 +10,6 @@ from torch import Tensor
 from graphgrow.axes import Atom, Axes
 from graphgrow.errors import Refusal
 from graphgrow.layers import Stack
-from graphgrow.lazy import Lazy
 from graphgrow.program import Program
 from graphgrow.prove import Derivation, Prover
 from graphgrow.prove.engine import Strategy
@@ -115,11 +114,11 @@ class Rewriter:
 
     def weights(self, cut: Cut) -> Mapping[str, Weight | str]:
         """Every parameter of two dimensions or more: how it comes apart into two factors; or, as text, why not. Raises
-        Refusal for weights that stay on the disk."""
-        if isinstance(self.program.tensors, Lazy):
+        Refusal for a program without weights."""
+        if not self.program.has_weights:
             raise Refusal(
-                found="a pass that needs whole weights to take them apart",
-                where="weights that stay on the disk",
+                found="a pass that takes weights apart, or multiplies them",
+                where="a program of shapes only, or with weights that stay on the disk",
                 fix="apply it without --stream, on a machine that holds the weights",
             )
         return weights(self.program, cut)
