@@ -29,7 +29,7 @@ from graphgrow.errors import OptionError, Refusal
 from graphgrow.pipeline import Pass, matching, option
 from graphgrow.rewrite import Rewriter
 from graphgrow.rewrite.factorize import Pair
-from graphgrow.rewrite.factors import Spectrum, Weighting, allocate, decompose, drawn, relative_error, sketch
+from graphgrow.rewrite.factors import Spectrum, Weighting, allocate, decompose, drawn, refined, relative_error, sketch
 from graphgrow.rewrite.moments import moments
 from graphgrow.rewrite.products import Weight
 
@@ -170,12 +170,15 @@ class Factorize(Pass):
             else:
                 whole = rank == min(matrix.shape) or self.energy == 1  # then the product is to be the weight
                 most = None if self.larger else weight.most + 1
-                spectrum = decompose(matrix.double() if whole else matrix, most, data.get(name))
+                matrix = matrix.double() if whole else matrix
+                spectrum = decompose(matrix, most, data.get(name))
                 rank = rank or min(spectrum.rank(self.energy or 1.0, finfo(tensor.dtype).eps), *matrix.shape)
-                if self._pays(weight, rank):
-                    pairs[name] = spectrum.factors(rank, self.init)
-                else:
+                if not self._pays(weight, rank):
                     left[name] = _not_smaller(weight, rank)
+                    continue
+                pairs[name] = spectrum.factors(rank, self.init)
+                if whole and self.init == "spectral":
+                    pairs[name] = refined(matrix, *pairs[name])
         if errors:
             worst = max(errors, key=errors.__getitem__)
             rewriter.notes.append(

@@ -16,9 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from graphgrow.axes.names import Named
-from graphgrow.errors import Refusal
-from graphgrow.pipeline import Pass, option, select
+from graphgrow.errors import OptionError, Refusal
+from graphgrow.pipeline import Pass, matching, option
 from graphgrow.rewrite import Rewriter
 from graphgrow.rewrite.merge import Chain
 
@@ -32,33 +31,28 @@ class MergeFactors(Pass):
     name: ClassVar[str] = "merge-factors"
     claim: ClassVar[Literal["Exact"]] = "Exact"
 
-    axis: str = option(
-        "role, name, glob or re:EXPRESSION of the axes between two factors; auto: all of the role rank", default=AUTO
-    )
+    at: str = option("name, glob or re:EXPRESSION of the factors; auto: all", default=AUTO)
 
     def rewrite(self, rewriter: Rewriter) -> None:
-        axes = rewriter.program.axes
-        chosen = [axis for axis in axes.named if axis.role == "rank"]
-        if self.axis != AUTO:
-            chosen = list(select(axes, self.axis, self.name))
-        known = rewriter.weights("pointwise")
-        chains, left = list[Chain](), dict[Named, str]()
-        for axis in chosen:
-            found = rewriter.chain(axis.atom, known)
-            if not isinstance(found, str):
-                taken = {name for one in chains for name in (one.first, one.second)}
-                if not taken.isdisjoint((found.first, found.second)):
-                    found = "one of its weights is merged already: run the pass again"
+        known = rewriter.chains()
+        names = list(dict.fromkeys(name for pair in known for name in pair))
+        wanted = set(names if self.at == AUTO else matching(names, self.at))
+        if names and not wanted:
+            raise OptionError.unknown(f"factor for {self.name}", self.at, names)
+        chosen, left = list[Chain](), dict[str, str]()
+        for pair, found in known.items():
+            taken = {name for one in chosen for name in (one.first, one.second)}
+            if wanted.isdisjoint(pair):
+                continue
             if isinstance(found, str):
-                left[axis] = found
+                left[" and ".join(pair)] = found
+            elif taken.isdisjoint(pair):
+                chosen.append(found)
             else:
-                chains.append(found)
-        if not chains:
-            axis, reason = next(
-                iter(left.items()), (None, "no axis is made by one product and summed over by the next")
-            )
-            fix = "name another axis: `graphgrow axes` lists them"
-            raise Refusal(found=f"no factors to merge: {reason}", where=axis.name if axis else "the graph", fix=fix)
-        for axis, reason in left.items():
-            rewriter.leave(axis.name, reason)
-        rewriter.merge(chains)
+                left[" and ".join(pair)] = "one of both is merged already: run the pass again"
+        if not chosen:
+            where, reason = next(iter(left.items()), ("the graph", "no weight is multiplied by what another one makes"))
+            raise Refusal(found=f"no factors to merge: {reason}", where=where, fix="leave the program as it is")
+        for pair, reason in left.items():
+            rewriter.leave(pair, reason)
+        rewriter.merge(chosen)

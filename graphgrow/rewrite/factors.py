@@ -71,6 +71,12 @@ def decompose(matrix: Tensor, most: int | None = None, weighting: Weighting | No
     return Spectrum(found.left, found.values, found.right @ back, found.energy)
 
 
+def refined(matrix: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors whose product is the matrix but for the rounding of its terms, from ones that are that near already."""
+    left = left + (matrix - left @ right) @ _linalg.pinv(right)
+    return left, right + _linalg.pinv(left) @ (matrix - left @ right)
+
+
 def sketch(matrix: Tensor, rank: int, seed: int, name: str) -> Spectrum:
     """The `rank` largest singular values, nearly, by random projections with oversampling and power iterations."""
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from graphgrow.axes import Atom
 from graphgrow.graph import Argument, Graph, Kind, Node, Ref
 from graphgrow.program import Program
 from graphgrow.rewrite.products import ADDED, Use, Weight, conv_arguments, convolved, each_dim
@@ -38,20 +37,19 @@ class Chain:
         return stems.pop() if len(stems) == 1 else self.first
 
 
-def chain(program: Program, known: Known, atom: Atom) -> Chain | str:
-    """The two weights around an axis; or, as text, why there are none that can be multiplied."""
-    sites = [(name, dim) for name, terms in program.axes.parameters.items()
-             for dim, term in enumerate(terms) if atom in term.atoms]  # fmt: skip
-    if len({name for name, _ in sites}) != 2 or len(sites) != 2:
-        return f"{len(sites)} dimensions of parameters lie on it, not one of two weights each"
-    if any(program.axes.parameters[name][dim] != atom for name, dim in sites):
-        return "it is only a part of a dimension"
-    one, other = (known.get(name, "it does not learn") for name, _ in sites)
-    if isinstance(one, str) or isinstance(other, str):
-        return one if isinstance(one, str) else str(other)
-    if program.kinds[one.name] != program.kinds[other.name]:
-        return "one of its weights is trained in another way than the other"
-    return _paired(program.graph, one, other)
+def chains(program: Program, known: Known) -> dict[tuple[str, str], Chain | str]:
+    """Every two weights of which one is multiplied by what the other one makes: what makes them one; or, as text, why
+    they are not."""
+    owners = {use.node.name: one for one in known.values() if isinstance(one, Weight) for use in one.uses}
+    found: dict[tuple[str, str], Chain | str] = {}
+    for after in known.values():
+        for use in after.uses if isinstance(after, Weight) else ():
+            before = owners.get(use.x.name)
+            if before is not None and (after.name, before.name) not in found:
+                same = program.kinds[before.name] == program.kinds[after.name]
+                pair = _paired(program.graph, before, after)
+                found[before.name, after.name] = pair if same else "they are trained in different ways"
+    return found
 
 
 def _paired(graph: Graph, one: Weight, other: Weight) -> Chain | str:
@@ -64,7 +62,7 @@ def _paired(graph: Graph, one: Weight, other: Weight) -> Chain | str:
                 return f"{_where(after)} is read by something else, too"
             continue
         owner, before = owners[after.x.name]
-        reason = "a weight is applied twice" if owner is weight else _obstacle(before, after)
+        reason = f"{owner.name} is applied twice" if owner is weight else _obstacle(before, after)
         if reason:
             return reason
         pairs.append((before, after))
@@ -95,11 +93,12 @@ def _obstacle(before: Use, after: Use) -> str:
         )
         good = alike and all(map(any, points)) and len(set(strings)) < 2
         return "" if good else f"{_where(before)} and {_where(after)} slide windows that are not one"
-    if not after.in_place or (before.form == "lookup" and _added(after.node)):
-        return f"{_where(after)} does more than to multiply what is looked up, or moves dimensions"
-    if before.form != "lookup" and (not before.in_place or before.dim != after.dim or _added(before.node)):
-        return f"{_where(before)} adds a bias in between, or moves dimensions"
-    return ""
+    last = before.dim % len(before.node.shape)  # a lookup's vectors lie along the last dimension
+    if not after.in_place or last != after.dim or after.form == "lookup":
+        return f"{_where(after)} sums over another dimension"
+    if before.form == "lookup":
+        return f"{_where(after)} adds to what is looked up" if _added(after.node) else ""
+    return f"{_where(before)} adds a bias in between" if not before.in_place or _added(before.node) else ""
 
 
 def _added(node: Node) -> bool:

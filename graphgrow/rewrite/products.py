@@ -218,15 +218,13 @@ def _products(use: Use, rank: int, near: str, far: str, inner: str) -> tuple[Nod
         at = ops.FIRST_OPERAND.get(node.op, 0)
         return replace(first, args=tuple(pair)), replace(node, args=(*node.args[:at], *outer, *node.args[at + 2 :]))
     new = next(letter for letter in "rstuvwxyzabcdefghijklmnopq" if letter not in "".join([*inputs, output]))
-    texts = [inputs[index].replace(free, new), inputs[1 - index]]
-    middle = output.replace(free, new)
-    second = [inputs[index].replace(inputs[index][use.meets], new), middle]
-    ordered = texts if index == 0 else texts[::-1]
-    last = second if index == 0 else second[::-1]
-    return (
-        replace(first, args=(f"{','.join(ordered)}->{middle}", tuple(pair))),
-        replace(node, args=(f"{','.join(last)}->{output}", tuple(outer))),
-    )
+    texts, summed = list(inputs), inputs[index][use.meets]
+    texts[index] = inputs[index].replace(free, new)
+    middle = inputs[1 - index].replace(summed, new)  # so that the outer one's equation stays
+    shape = (*use.x.shape[: use.dim], rank, *use.x.shape[use.dim + 1 :])
+    args = (f"{','.join(texts)}->{middle}", tuple(pair))
+    inner_node = replace(node, name=inner, args=args, type=replace(node.tensor, shape=shape))
+    return inner_node, replace(node, args=(node.args[0], tuple(outer)))
 
 
 def is_mask(program: Program, name: str) -> bool:

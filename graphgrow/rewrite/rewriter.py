@@ -17,7 +17,7 @@ from graphgrow.prove.silence import silenced
 from graphgrow.rewrite.depth import Copied, Place, deepen, drop
 from graphgrow.rewrite.experts import Mixture, Region, region, upcycle
 from graphgrow.rewrite.factorize import Pair, factorized
-from graphgrow.rewrite.merge import Chain, chain, merged
+from graphgrow.rewrite.merge import Chain, chains, merged
 from graphgrow.rewrite.numbers import from_sizes, mup_factors
 from graphgrow.rewrite.products import Cut, Weight, weights
 from graphgrow.rewrite.prune import pruned, reordered, scaled_back
@@ -130,9 +130,10 @@ class Rewriter:
         for name, (weight, (left, _)) in chosen.items():
             self.edits.append(f"factorize {name}: {weight.rows} x {weight.columns} at rank {left.shape[1]}")
 
-    def chain(self, atom: Atom, known: Mapping[str, Weight | str]) -> Chain | str:
-        """The two weights around an axis that can be multiplied; or, as text, why there are none."""
-        return chain(self.program, known, atom)
+    def chains(self) -> Mapping[tuple[str, str], Chain | str]:
+        """Every two weights of which one is multiplied by what the other one makes, by their names; or, as text, why
+        they can't be one. Raises Refusal for a program without weights."""
+        return chains(self.program, self.weights("pointwise"))
 
     def merge(self, chains: Sequence[Chain]) -> None:
         """Put the product of two weights in their place, and one node for each two."""
