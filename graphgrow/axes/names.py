@@ -247,8 +247,12 @@ def _joins(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict[Atom, 
 
 
 def _between(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict[Atom, _Facts]) -> None:
-    """What stands between the product that emits an axis and those that sum over it: other operators, and parameters
-    along it (a bias, a gain)."""
+    """What stands between the product that emits an axis and those that sum over it: other operators, products of
+    activations, and parameters along it (a bias, a gain)."""
+    for contraction, shared, summed, free in axes.contractions:
+        if sum(name not in weights for name in contraction.operands) > 1:
+            for atom in _atoms((*shared, *summed, *(term for terms in free for term in terms))):
+                seen[atom].between = True
     for node in axes.graph.nodes:
         if node.name not in weights and ops.kind(node.op) not in ("contraction", "convolution", "embedding"):
             shapes = axes.several.get(node.name, ()) or (axes.terms.get(node.name, ()),)

@@ -40,10 +40,11 @@ class Chain:
 def chains(program: Program, known: Known) -> dict[tuple[str, str], Chain | str]:
     """Every two weights of which one is multiplied by what the other one makes: what makes them one; or, as text, why
     they are not."""
-    owners = {use.node.name: one for one in known.values() if isinstance(one, Weight) for use in one.uses}
+    weights = [weight for weight in known.values() if isinstance(weight, Weight)]
+    owners = {use.node.name: weight for weight in weights for use in weight.uses}
     found: dict[tuple[str, str], Chain | str] = {}
-    for after in known.values():
-        for use in after.uses if isinstance(after, Weight) else ():
+    for after in weights:
+        for use in after.uses:
             before = owners.get(use.x.name)
             if before is not None and (after.name, before.name) not in found:
                 same = program.kinds[before.name] == program.kinds[after.name]
