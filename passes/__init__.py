@@ -7,7 +7,9 @@ TABLE = {
     "add-kv-heads": "passes.add_kv_heads:AddKvHeads",
     "deepen": "passes.deepen:Deepen",
     "duplicate-experts": "passes.duplicate_experts:DuplicateExperts",
+    "factorize": "passes.factorize:Factorize",
     "grow-vocab": "passes.grow_vocab:GrowVocab",
+    "merge-factors": "passes.merge_factors:MergeFactors",
     "permute-for-nm": "passes.permute_for_nm:PermuteForNm",
     "prune-axis": "passes.prune_axis:PruneAxis",
     "sparsify": "passes.sparsify:Sparsify",
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from passes.add_kv_heads import AddKvHeads
     from passes.deepen import Deepen
     from passes.duplicate_experts import DuplicateExperts
+    from passes.factorize import Factorize
     from passes.grow_vocab import GrowVocab
+    from passes.merge_factors import MergeFactors
     from passes.permute_for_nm import PermuteForNm
     from passes.prune_axis import PruneAxis
     from passes.sparsify import Sparsify
@@ -42,9 +46,9 @@ if TYPE_CHECKING:
     from passes.widen_values import WidenValues
 
 __all__ = [
-    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "GrowVocab", "PermuteForNm", "PruneAxis",
-    "Sparsify", "SplitKvHeads", "Undo", "Upcycle", "Widen", "WidenExperts", "WidenHidden", "WidenKeys", "WidenValues",
-    "Supar",
+    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "Factorize", "GrowVocab", "MergeFactors",
+    "PermuteForNm", "PruneAxis", "Sparsify", "SplitKvHeads", "Supar", "Undo", "Upcycle", "Widen", "WidenExperts",
+    "WidenHidden", "WidenKeys", "WidenValues",
 ]  # fmt: skip
 
 

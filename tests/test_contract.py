@@ -144,6 +144,26 @@ PROMISES: dict[str, Promise] = {
         ],
         [("permute-for-nm:rounds=many", "as int")], renames=True, random=False, once=True,
     ),
+    "factorize": Promise(
+        ["skip_mlp", "small_cnn", "nanogpt", "llama"], [{}, {"fraction": 0.4, "init": "ones"}], {"rank": 500},
+        [
+            {"at": "re:mlp.*", "rank": 4}, {"energy": 0.9, "larger": True}, {"by": "activations", "fraction": 0.1},
+            {"method": "randomised", "conv": "separable", "seed": 2}, {"init": "random", "rank": 3},
+        ],
+        [
+            ({"rank": 2, "budget": 0.5}, "one of"), ({"rank": 0}, "positive"), ({"fraction": 1.5}, "at most 1"),
+            ({"energy": 0.0}, "above 0"), ({"budget": float("nan")}, "above 0"),
+            ({"at": "up.0.weight"}, "'ups.0.weight'"), ({"by": "activations"}, "--data"),
+            ({"energy": 0.5, "method": "randomised"}, "rank or fraction"),
+            ({"by": "activations", "init": "random"}, "method=svd"), ({"budget": 0.5, "larger": True}, "leave out"),
+        ],
+        [("factorize:rank=a", "as int"), ("factorize:init=he", "valid: ones, random, spectral")],
+        renames=True, random=False,
+    ),
+    "merge-factors": Promise(
+        ["skip_mlp", "small_cnn", "nanogpt", "llama"], [{}], {}, [{"at": "*_left"}],
+        [({}, "no weight is multiplied")], after=("factorize",), renames=True, random=False, once=True,
+    ),
     "split-kv-heads": Promise(
         ["qwen3", "phi3"], [{}], {}, [{"to": 6}, {"axis": "re:kv.*"}],
         [({"to": 4, "factor": 2}, "not both"), ({"factor": 1}, "from 2"), ({}, "share")],

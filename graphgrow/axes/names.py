@@ -61,6 +61,7 @@ class _Facts:
     aligned: dict[str, str] = field(default_factory=dict[str, str])
     roles: Counter[str] = field(default_factory=Counter[str])
     joined: bool = False
+    between: bool = False  # something else than products with weights makes or reads activations with it
     visible: set[str] = field(default_factory=set[str])
 
 
@@ -106,6 +107,7 @@ def _look(axes: Axes) -> dict[Atom, _Facts]:
     _lookups(axes, weights, seen)
     _choices(axes, seen)
     _joins(axes, weights, seen)
+    _between(axes, weights, seen)
     for node in axes.graph.inputs:
         for atom in _atoms(axes.terms[node.name]):
             seen[atom].visible.add("input")
@@ -244,6 +246,25 @@ def _joins(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict[Atom, 
         sources[node.name] = joined if len(joined) <= 8 else frozenset(sorted(joined)[-8:])
 
 
+def _between(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict[Atom, _Facts]) -> None:
+    """What stands between the product that emits an axis and those that sum over it: other operators, products of
+    activations, and parameters along it (a bias, a gain)."""
+    for contraction, shared, summed, free in axes.contractions:
+        if sum(name not in weights for name in contraction.operands) > 1:
+            for atom in _atoms((*shared, *summed, *(term for terms in free for term in terms))):
+                seen[atom].between = True
+    for node in axes.graph.nodes:
+        if node.name not in weights and ops.kind(node.op) not in ("contraction", "convolution", "embedding"):
+            shapes = axes.several.get(node.name, ()) or (axes.terms.get(node.name, ()),)
+            for atom in (atom for shape in shapes for atom in _atoms(shape)):
+                seen[atom].between = True
+    for parameter, terms in axes.parameters.items():
+        for atom in _atoms(terms):
+            facts = seen[atom]
+            if parameter in facts.aligned or not (parameter in facts.emitted or parameter in facts.contracted):
+                facts.between = True
+
+
 def _mark_join(axes: Axes, node: Node, operands: list[str], seen: dict[Atom, _Facts]) -> None:
     for term, *aligned in zip(*(axes.terms[name] for name in (node.name, *operands)), strict=False):
         if all(other.size == term.size for other in aligned):
@@ -271,6 +292,8 @@ def _role(atom: Atom, facts: _Facts, vocabularies: set[Dim]) -> str:
         return "features"
     if "output" in facts.visible and not facts.contracted:
         return "vocab" if atom.size in vocabularies else "classes"
+    if _inner(facts) and not facts.between:
+        return "rank"
     if facts.roles["groups"]:
         return "groups"
     kinds = Counter([*facts.emitted.values(), *facts.aligned.values()])

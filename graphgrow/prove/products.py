@@ -14,7 +14,7 @@ from graphgrow.sizes import Dim
 @dataclass(frozen=True)
 class Product:
     """The weight of two maps in a row: `einsum(letters, outer, inner)`, of weights by their nodes' names. What letters
-    of the outer weight stay are its rows as a matrix, those of the inner one its columns."""
+    of the outer weight stay are its rows as a matrix, those of the inner one its columns (or the other way round)."""
 
     name: str
     outer: str
@@ -57,12 +57,22 @@ def product(
     if found is None:
         return None
     letters, shape = found
-    kind = TensorType(shape, kinds[0].dtype)
-    made = Product(f"{second.weight}*{first.weight}", second.weight, first.weight, letters, kind)
+    made = _ordered(second.weight, first.weight, letters, TensorType(shape, kinds[0].dtype))
     if first.node.op == "aten.embedding.default":
         return replace(first.node, name=outer.name, args=(Ref(made.name), *first.node.args[1:]), type=outer.type), made
     swapped = {second.data: first.data, second.weight: made.name}
     return outer.map(lambda a: Ref(swapped.get(a.name, a.name)) if isinstance(a, Ref) else a), made
+
+
+def _ordered(outer: str, inner: str, letters: tuple[str, str, str], kind: TensorType) -> Product:
+    """The product, its factors in the order of its own dimensions: a tied weight is one, whichever side data meet."""
+    if letters[2][0] not in letters[0]:
+        outer, inner, letters = inner, outer, (letters[1], letters[0], letters[2])
+    names = dict(
+        zip(dict.fromkeys((*letters[2], *letters[0], *letters[1])), "abcdefghijklmnopqrstuvwxyz", strict=False)
+    )
+    first, second, result = ("".join(names[letter] for letter in text) for text in letters)
+    return Product(f"{outer}*{inner}:{first},{second}", outer, inner, (first, second, result), kind)
 
 
 def linear_map(graph: Graph, node: Node, weights: Set[str]) -> _Map | None:

@@ -18,9 +18,12 @@ from graphgrow.prove.engine import Strategy
 from graphgrow.prove.silence import silenced
 from graphgrow.rewrite.depth import Copied, Place, deepen, drop
 from graphgrow.rewrite.experts import Mixture, Region, region, upcycle
+from graphgrow.rewrite.factorize import Pair, factorized
 from graphgrow.rewrite.masks import broken, masked, masks
+from graphgrow.rewrite.merge import Chain, chains, merged
 from graphgrow.rewrite.numbers import from_sizes, mup_factors
 from graphgrow.rewrite.parameterize import Multipliers, Parameterization, multipliers, restarted, tuned
+from graphgrow.rewrite.products import Cut, Weight, weights
 from graphgrow.rewrite.prune import pruned, reordered, scaled_back, seen
 from graphgrow.rewrite.regroup import Groups, regrouped
 from graphgrow.rewrite.resize import APART, Fills, Init, literal, refuse_frozen, resize
@@ -137,6 +140,34 @@ class Rewriter:
     def single_heads(self) -> None:
         """Give axes to single heads of keys and values that have none."""
         self.program = singled(self.program)
+
+    def weights(self, cut: Cut) -> Mapping[str, Weight | str]:
+        """Every parameter of two dimensions or more: how it comes apart into two factors; or, as text, why not. Raises
+        Refusal for a program without weights."""
+        if not self.program.has_weights:
+            raise Refusal(
+                found="a pass that takes weights apart, or multiplies them",
+                where="a program of shapes only, or with weights that stay on the disk",
+                fix="apply it without --stream, on a machine that holds the weights",
+            )
+        return weights(self.program, cut)
+
+    def factorize(self, chosen: Mapping[str, tuple[Weight, Pair]]) -> None:
+        """Put two factors in place of each weight, and two nodes of each that reads it. Promises nothing of the
+        function. Raises Refusal where their names are taken."""
+        self.program = factorized(self.program, chosen)
+        for name, (weight, (left, _)) in chosen.items():
+            self.edits.append(f"factorize {name}: {weight.rows} x {weight.columns} at rank {left.shape[1]}")
+
+    def chains(self) -> Mapping[tuple[str, str], Chain | str]:
+        """Every two weights of which one is multiplied by what the other one makes, by their names; or, as text, why
+        they can't be one. Raises Refusal for a program without weights."""
+        return chains(self.program, self.weights("pointwise"))
+
+    def merge(self, chains: Sequence[Chain]) -> None:
+        """Put the product of two weights in their place, and one node for each two."""
+        self.program = merged(self.program, chains)
+        self.edits += [f"merge {one.first} and {one.second}" for one in chains]
 
     def regroup(self, chosen: Groups) -> None:
         """Repeat heads of keys and values for parts of the query heads that use them. Raises Refusal where they stand

@@ -154,7 +154,9 @@ def _rounds_to(held: Tensor, value: Tensor, program: Program, made: Product, pro
     if held.is_meta or value.is_meta:
         return False
     outer, inner = (_value(program, part, products).detach().double().abs() for part in (made.outer, made.inner))
-    allowed = ULPS * torch.finfo(held.dtype).eps * torch.einsum(made.einsum, outer, inner)
+    terms = math.prod(n for n, c in zip(outer.shape, made.letters[0], strict=True) if c not in made.letters[2])
+    unit = ULPS * torch.finfo(held.dtype).eps + terms * torch.finfo(torch.float64).eps  # of factors, and of this sum
+    allowed = unit * torch.einsum(made.einsum, outer, inner)
     return bool(((held.detach().double() - value).abs() <= allowed).all())
 
 
