@@ -33,10 +33,19 @@ def test_python_then_shell(folder: Path) -> None:
     (python,) = [text for language, text in BLOCKS if language == "python"]
     printed = run([sys.executable, "-W", "ignore", "-c", python], folder)
     assert "exact, proved and tested" in printed
-    (shell,) = [text for language, text in BLOCKS if language == "bash"]
-    run(["bash", "-euo", "pipefail", "-c", shell], folder)
+    for shell in (text for language, text in BLOCKS if language == "bash"):
+        run(["bash", "-euo", "pipefail", "-c", shell], folder)
     written = {path.name for path in folder.iterdir()}
-    assert {"model.pt", "bigger.pt", "bigger.onnx", "model.widen.pt", "wide.pt", "wide.onnx"} <= written
+    assert {
+        "model.pt",
+        "bigger.pt",
+        "bigger.onnx",
+        "model.widen.pt",
+        "wide.pt",
+        "wide.onnx",
+        "cut.onnx",
+        "mup.pt",
+    } <= written
     (shown,) = [text for language, text in BLOCKS if language == "text"]
     assert certificate_lines(shown) <= {blurred(line) for line in printed.splitlines()}
 

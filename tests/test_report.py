@@ -16,10 +16,11 @@ from graphgrow.program import Program
 from graphgrow.report import cost, difference
 from graphgrow.report.cost import operations
 from graphgrow.report.passes import described
-from graphgrow.report.tables import amount, axes_table, certificate_table, difference_table
-from graphgrow.report.values import axes_value, certificate_value, difference_value
+from graphgrow.report.tables import amount, axes_table, certificate_table, difference_table, notes_of, weights_table
+from graphgrow.report.values import axes_value, certificate_value, difference_value, weights_value
+from graphgrow.report.weights import weight_costs
 from graphgrow.tracing import trace
-from passes import Widen
+from passes import Factorize, Sparsify, Widen
 from tests.programs import traced
 
 COUNTED = [
@@ -187,3 +188,47 @@ def test_a_pass_is_described_by_its_fields_and_its_file():
 )
 def test_amounts_are_short(number, text):
     assert amount(number, "B") == text
+
+
+def test_weights_cost_what_their_masks_leave():
+    """An MLP of 16 x 32 and 32 x 8: 2:4 along what is summed over, then a tenth of all entries."""
+    program = traced_alone(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.Linear(16, 8)), 1, 16)
+    cut = Sparsify(pattern="2:4")(program)
+    first, second, head = weight_costs(cut)
+    assert (first.pattern, first.density, first.keeps) == ("2:4@1", 0.5, True)
+    assert (first.flops, first.effective) == (2 * 16 * 32, 16 * 32)
+    assert (first.bytes, first.packed) == (4 * 512, 4 * 256 + 256 * 2 // 8)  # two bits for each place in a group
+    assert (head.pattern, head.density, head.packed) == ("", 1.0, head.bytes)  # the last layer is left dense
+    free = weight_costs(Sparsify(pattern="unstructured", density=0.125)(program))[0]
+    assert free.packed == 4 * 64 + 64 + 512 // 256
+    assert sum(one.flops for one in (first, second, head)) == cost(program).flops
+
+
+def test_a_broken_pattern_is_told():
+    program = Sparsify(pattern="2:4")(traced_alone(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), 1, 8))
+    ones = torch.ones_like(program.tensors["0.weight_mask"])
+    broken = program.replace(tensors={**program.tensors, "0.weight_mask": ones})
+    (first, *_) = weight_costs(broken)
+    assert not first.keeps and first.density == 1.0
+    assert "(broken)" in drawn(weights_table([first])) and "does not keep to 2:4@1" in notes_of([first])[0]
+
+
+def test_factors_have_their_rank_and_layers_are_folded():
+    old = traced("gpt2")
+    program = Factorize(fraction=0.5)(old)
+    found = [one for one in weight_costs(program) if one.rank is not None]
+    assert {one.rank for one in found} == {24} and len(found) == 12
+    text = drawn(weights_table(weight_costs(program)))
+    assert "transformer.h.*.mlp.c_fc.weight_left" in text and "x2" in text and "Masks alone" not in text
+    listed = drawn(weights_table(weight_costs(program), every=True))
+    assert "transformer.h.0.mlp.c_fc.weight_left" in listed and "transformer.h.1.mlp.c_fc.weight_left" in listed
+    shown = drawn(difference_table(difference(old, program)))
+    assert "spectral norm" in shown and "weight_right" in shown
+    assert len(json.dumps(weights_value(weight_costs(program)))) > 1000
+    assert not [one for one in weight_costs(old) if not one.plain]
+
+
+def test_masks_alone_are_said_to_make_nothing_faster():
+    cut = Sparsify()(traced("llama"))
+    assert any("Masks alone make nothing faster" in note for note in notes_of(weight_costs(cut)))
+    assert sum(one.effective for one in weight_costs(cut)) < sum(one.flops for one in weight_costs(cut))

@@ -1,4 +1,4 @@
-"""`axes` and `passes`: what there is."""
+"""`axes`, `show` and `passes`: what there is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from graphgrow.cli.models import load
-from graphgrow.cli.options import AsJson, Model, Quiet, Trust
+from graphgrow.cli.models import load, sizes
+from graphgrow.cli.options import AsJson, Model, Quiet, Sizes, Trust
 from graphgrow.cli.screen import Screen, screen
+from graphgrow.errors import located
 
 
 def axes(
@@ -28,6 +29,35 @@ def axes(
             found = program.axes.named
         shown.emit({"model": model, "program": program_value(program), "axes": axes_value(program.axes)})
         shown.show(axes_table(program.axes, every) if found else "no axes: the outputs depend on no parameter")
+
+
+def show(
+    model: Model,
+    at: Sizes = [],  # noqa: B006
+    every: Annotated[bool, typer.Option("--all", help="List the weights of every layer.")] = False,
+    trust_pickle: Trust = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show a model: sizes, what each weight costs (density, pattern, rank, FLOPs, bytes), certificates."""
+    with screen(as_json, quiet) as shown:
+        given = sizes(at)
+        program = load(model, trust_pickle, shown)
+        with shown.working("counting"):
+            from graphgrow.report.cost import cost
+            from graphgrow.report.tables import certificate_table, notes_of, program_table, weights_table
+            from graphgrow.report.values import cost_value, journal, program_value, weights_value
+            from graphgrow.report.weights import weight_costs
+
+            with located(f"--at {','.join(at)}"):
+                total, weights = cost(program, given), weight_costs(program, given)
+        shown.emit({
+            "model": model, "program": program_value(program), "cost": cost_value(total), "notes": notes_of(weights),
+            "weights": weights_value(weights), "journal": journal(program),
+        })  # fmt: skip
+        shown.show(program_table(program, total), "", weights_table(weights, every))
+        for certificate in program.journal:
+            shown.show("", certificate_table(certificate))
 
 
 def passes(

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from graphgrow.program import Program
 from graphgrow.report.cost import Cost, cost
+from graphgrow.report.weights import WeightCost, weight_costs
 from graphgrow.rewrite.reading import same
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class Difference:
     shapes: tuple[Change[tuple[int, ...]], ...]
     values: tuple[str, ...]
     costs: tuple[Cost, Cost]
+    weights: tuple[WeightCost, ...]  # of the new program, that the old one does not have so
 
     @property
     def empty(self) -> bool:
@@ -43,6 +45,7 @@ def difference(old: Program, new: Program, sizes: Mapping[str, int] | None = Non
     """Compare two programs: axes and tensors by name, and costs at the dynamic sizes given."""
     shapes = _changes({name: tuple(tensor.shape) for name, tensor in old.tensors.items()},
                       {name: tuple(tensor.shape) for name, tensor in new.tensors.items()})  # fmt: skip
+    known = set(weight_costs(old, sizes))
     return Difference(
         old,
         new,
@@ -50,6 +53,7 @@ def difference(old: Program, new: Program, sizes: Mapping[str, int] | None = Non
         shapes,
         _other_values(old, new),
         (cost(old, sizes), cost(new, sizes)),
+        tuple(one for one in weight_costs(new, sizes) if one not in known),
     )
 
 

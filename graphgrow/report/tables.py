@@ -11,13 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from graphgrow.axes import Axes
-from graphgrow.axes.text import fold, grouped, reasons, row, split_kernels
-from graphgrow.certificate import Certificate, Growth, Proof, Test
+from graphgrow.axes.text import Fold, fold, grouped, reasons, row, split_kernels
+from graphgrow.certificate import Bound, Certificate, Growth, Proof, Test
 from graphgrow.program import Program
 from graphgrow.report.cost import Cost
 from graphgrow.report.diff import Change, Difference
 from graphgrow.report.passes import Described
 from graphgrow.report.values import inputs
+from graphgrow.report.weights import WeightCost
 
 _LISTED = 12  # rows of a list that a person reads; JSON has all of them
 _NAME = 48  # columns that names of axes get before places do
@@ -60,6 +61,38 @@ def cost_table(old: Cost, new: Cost) -> RenderableType:
     return Group(found, Text(f"(FLOPs of one forward pass at {new.at}; memory of the weights)", style="dim"))
 
 
+def weights_table(found: Sequence[WeightCost], every: bool = False) -> RenderableType:
+    """Weights one by one, layers folded unless `every`; and what skipping and packing would make of all."""
+    shown = columns("weight", "", "shape", "pattern", "+density", "+rank", "+FLOPs", "+effective", "+bytes", "+packed")
+    keys = [(one.shape, one.pattern, one.keeps, f"{one.density:.3f}", one.rank, one.flops) for one in found]
+    names = [one.name for one in found]
+    folds = [Fold(name, (at,)) for at, name in enumerate(names)] if every else fold(names, keys)
+    for folded in folds:
+        one, count = found[folded.members[0]], len(folded.members)
+        kept = one.pattern + ("" if one.keeps else " (broken)")
+        shown.add_row(
+            folded.pattern, times(count), _shown(one.shape), kept or "dense", f"{one.density:.3g}", str(one.rank or ""),
+            amount(count * one.flops), amount(count * one.effective),
+            amount(count * one.bytes, "B"), amount(count * one.packed, "B"),
+        )  # fmt: skip
+    total = [sum(getattr(one, part) for one in found) for part in ("flops", "effective", "bytes", "packed")]
+    flops, effective, held, packed = total
+    shown.add_row("all", times(len(found)), "", "", "", "", amount(flops), amount(effective),
+                  amount(held, "B"), amount(packed, "B"), style="bold")  # fmt: skip
+    return Group(shown, *(Text(note) for note in notes_of(found)))
+
+
+def notes_of(found: Sequence[WeightCost]) -> list[str]:
+    """What the numbers do not say by themselves."""
+    notes = [f"{one.name}: its mask does not keep to {one.pattern}" for one in found if not one.keeps]
+    if any(one.pattern for one in found):
+        notes.append(
+            "Masks alone make nothing faster here: dense kernels multiply the zeros, too. "
+            "graphgrow export -o model.onnx --sparse-initializers makes a smaller file where less than a third is kept."
+        )
+    return notes
+
+
 def growth_table(growths: Iterable[Growth]) -> RenderableType:
     """Axes with their sizes before and after, layers folded."""
     return changes_table("axis", [Change(growth.axis, growth.old, growth.new) for growth in growths], None)
@@ -85,6 +118,8 @@ def _shown(value: object) -> str:
 def difference_table(found: Difference) -> RenderableType:
     """Axes, tensors, costs and journals of two programs side by side."""
     parts: list[RenderableType] = [cost_table(*found.costs)]
+    if any(not one.plain for one in found.weights):
+        parts += ["", weights_table(found.weights)]
     if found.axes:
         parts += ["", changes_table("axis", found.axes)]
     if found.shapes:
@@ -110,6 +145,11 @@ def certificate_table(certificate: Certificate, growth: bool = True) -> Renderab
         rows += _constraints(certificate.proof)
     if certificate.test:
         rows.append(("test", _test(certificate.test)))
+    if certificate.bounds:
+        folds = fold([one.at for one in certificate.bounds], [0] * len(certificate.bounds))
+        told = [(f.pattern, times(len(f.members)), _bounds([certificate.bounds[i] for i in f.members])) for f in folds]
+        rest = [f"and {len(told) - _LISTED} more (--json lists all)"] if told[_LISTED:] else []
+        rows.append(("within", "\n".join([*(" ".join(filter(None, row)) for row in told[:_LISTED]), *rest])))
     if certificate.measured:
         rows.append(("measured", str(certificate.measured)))
     rows += [("note", note) for note in certificate.notes]
@@ -144,6 +184,11 @@ def _constraints(proof: Proof) -> list[tuple[str, RenderableType]]:
     parts += ["numbers in the graph", pairs(changed[:_LISTED], "  ")] if changed else []
     parts += [f"  and {len(changed) - _LISTED} more (--json lists all)"] if changed[_LISTED:] else []
     return [("needs", Group(*parts))] if parts else []
+
+
+def _bounds(bounds: Sequence[Bound]) -> str:
+    worst, share = max(one.value for one in bounds), max(one.share for one in bounds)
+    return f"off by at most {worst:.3g} (spectral norm), {share:.2g} of its own norm"
 
 
 def _test(test: Test) -> str:

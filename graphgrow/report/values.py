@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 from graphgrow.axes import Axes
@@ -12,6 +13,7 @@ from graphgrow.certificate import Certificate
 from graphgrow.program import Program
 from graphgrow.report.cost import Cost
 from graphgrow.report.diff import Change, Difference
+from graphgrow.report.weights import WeightCost
 
 Value: TypeAlias = "dict[str, Value] | list[Value] | str | int | float | bool | None"
 
@@ -68,9 +70,15 @@ def difference_value(found: Difference) -> dict[str, Any]:
         "axes": changes_value(found.axes),
         "tensors": changes_value(found.shapes),
         "values": list(found.values),
+        "weights": weights_value(found.weights),
         "costs": {"old": cost_value(found.costs[0]), "new": cost_value(found.costs[1])},
         "journals": {"old": journal(found.old), "new": journal(found.new)},
     }
+
+
+def weights_value(found: Sequence[WeightCost]) -> list[dict[str, Any]]:
+    """Weights one by one."""
+    return [asdict(one) | {"shape": list(one.shape)} for one in found]
 
 
 def journal(program: Program) -> list[dict[str, Any]]:
