@@ -18,7 +18,7 @@ from benchmarks.measure import Row, Skipped
 
 NAMES = (
     "analysis", "huge", "stream", "widen_xl", "growth", "load", "module", "startup", "verify", "errors", "pipelines",
-    "training", "factorize",
+    "training", "sparsify", "permute", "coordinates", "factorize",
 )  # fmt: skip
 FOLDER = pathlib.Path(__file__).parent
 HEADINGS = ("what", "graphgrow", "against", "ratio", "by CPU time", "target", "")

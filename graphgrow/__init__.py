@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from graphgrow.export import export_huggingface, export_onnx, export_pt2, export_safetensors
     from graphgrow.pipeline import Pass, Pipeline
     from graphgrow.program import Program
-    from graphgrow.runtime import grow_optimizer
+    from graphgrow.runtime import grow_optimizer, parameter_groups
     from graphgrow.tracing import trace
     from graphgrow.verify import check
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Pass", "Pipeline", "Program", "check", "export_huggingface", "export_onnx", "export_pt2", "export_safetensors",
-    "grow_optimizer", "load", "trace",
+    "grow_optimizer", "load", "parameter_groups", "trace",
 ]  # fmt: skip
 
 _HOMES = {
     "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "check": "verify", "trace": "tracing",
     "export_huggingface": "export", "export_onnx": "export", "export_pt2": "export", "export_safetensors": "export",
-    "grow_optimizer": "runtime",
+    "grow_optimizer": "runtime", "parameter_groups": "runtime",
 }  # fmt: skip
 
 

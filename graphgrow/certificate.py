@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Fill = Literal["zero", "mean", "copy", "positive", "scaled", "constant"]
+Fill = Literal["zero", "mean", "copy", "share", "positive", "scaled", "constant"]
 Claim = Literal["Exact", "Within", "Changes"]
 WHOLE = -2
 
@@ -145,8 +145,9 @@ class Run(_Value):
 
 class Move(_Value):
     """Where values of an old parameter went: a block of a new one (all of it without `runs`) holds `scale` times what
-    they were, as do all `copies` of it together. `fresh`: it has nothing of the old one, but belongs where that does.
-    `stacked`: the new one has a first dimension more, and the old values stand at every place of it.
+    they were, or shares that add up to that, as do all `copies` of it together. `fresh`: it has nothing of the old one,
+    but belongs where that does. `stacked`: the new one has a first dimension more, and the old values stand at every
+    place of it.
     """
 
     old: str

@@ -15,7 +15,7 @@ from graphgrow.errors import DeadGrowth, OptionError, Refusal
 from graphgrow.pipeline import Pass, option, select
 from graphgrow.program import Program
 from graphgrow.prove.engine import Strategy
-from graphgrow.rewrite import Data, Rewriter
+from graphgrow.rewrite import APART, Data, Rewriter
 
 AUTO = "auto"
 LARGEST = 10_000  # factor
@@ -41,10 +41,16 @@ class Growth(Pass):
         "for the larger fan-in",
         default="scaled",
     )
-    by: Literal["auto", "zeros", "means", "copies"] = option(
-        "what keeps the function: zeros in new units, the mean of the old ones (layer norm), complete copies; "
-        "auto: the first of these that is proved, copies where new units could never learn otherwise",
+    by: Literal["auto", "zeros", "means", "copies", "shares"] = option(
+        "what keeps the function: zeros in new units, the mean of the old ones (layer norm), complete copies, shares: "
+        "copies that do not stay alike, as weights that sum over them hold random parts which add up to the old "
+        "weights; auto: the first of zeros, means, copies that is proved, copies where new units could never learn "
+        "otherwise",
         default="auto",
+    )
+    noise: float | None = option(
+        f"of by=shares: the noise that cancels, relative to even shares of the old weights ({APART} if not given)",
+        default=None,
     )
 
     outputs: Literal["keep", "extend"] = option(
@@ -65,6 +71,12 @@ class Growth(Pass):
         if self.multiple_of < 1:
             raise OptionError(found=f"{name}:multiple_of={self.multiple_of}", fix="give a positive number")
 
+        if self.noise is not None and self.by != "shares":
+            raise OptionError(found=f"{name}:noise={self.noise},by={self.by}", fix="give `noise` with by=shares only")
+        if self.noise is not None and not 0 < self.noise <= LARGEST:
+            fix = f"give a positive number, at most {LARGEST}: without noise copies stay alike"
+            raise OptionError(found=f"{name}:noise={self.noise}", fix=fix)
+
     def __call__(self, program: Program, data: Data = ()) -> Program:
         """As any pass; with `by=auto` copies are taken where what is proved first is a dead growth."""
         try:
@@ -80,6 +92,11 @@ class Growth(Pass):
     def extends(self) -> bool:
         """Whether outputs may have new units."""
         return self.outputs == "extend"
+
+    @property
+    def apart(self) -> float:
+        """The noise of shares."""
+        return APART if self.noise is None else self.noise
 
     @property
     def strategies(self) -> tuple[Strategy, ...] | None:
@@ -98,7 +115,7 @@ class Growth(Pass):
 
     def grow(self, rewriter: Rewriter, grown: dict[Atom, int]) -> None:
         """Ask for the growth itself."""
-        rewriter.grow(grown, self.init, strategies=self.strategies, extend_outputs=self.extends)
+        rewriter.grow(grown, self.init, strategies=self.strategies, extend_outputs=self.extends, noise=self.apart)
 
     def _possible(self, rewriter: Rewriter, chosen: Sequence[Named], grown: dict[Atom, int]) -> dict[Atom, int]:
         """What `auto` can grow: all axes; or those that are no obstacle; or those that can grow alone. What it leaves

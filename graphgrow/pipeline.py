@@ -54,6 +54,11 @@ class Pass(ABC):
         if not 0 <= self.seed < 2**32:
             raise OptionError(found=f"{self.name}:seed={self.seed}", fix="give a seed from 0 to 2**32 - 1")
 
+    @property
+    def claims(self) -> Claim:
+        """What this pass claims with its options."""
+        return self.claim
+
     @abstractmethod
     def rewrite(self, rewriter: Rewriter) -> None:
         """Ask the rewriter for edits. Raises Refusal where the pass can't hold what it claims."""
@@ -65,7 +70,7 @@ class Pass(ABC):
         with located(self.spec):
             self.rewrite(rewriter)
         new = after(program, rewriter.program)
-        certificate = certify(program, new, spec=self.spec, claim=self.claim, seed=self.seed, data=data)
+        certificate = certify(program, new, spec=self.spec, claim=self.claims, seed=self.seed, data=data)
         certificate = certificate.model_copy(update={"notes": tuple(rewriter.notes)})
         return new.replace(journal=(*program.journal, certificate))
 

@@ -52,6 +52,15 @@ def plan(program: Program, target: Sizes) -> tuple[str, ...]:
     """
     now = measured(program)
     target = _with_heads(now, target)
+    refuse_smaller(now, target)
+    specs = tuple(_specs(program, now, target))
+    if not specs:
+        raise OptionError(found=f"nothing to grow: the model has {now}", fix="give a larger size: --hidden, --layers …")
+    return specs
+
+
+def refuse_smaller(now: Sizes, target: Sizes) -> None:
+    """Raise Refusal for a size that the model has not, and OptionError for one that is smaller."""
     for item in fields(Sizes):
         old, new = getattr(now, item.name), getattr(target, item.name)
         if new is not None and old is None:
@@ -64,10 +73,6 @@ def plan(program: Program, target: Sizes) -> tuple[str, ...]:
         if new is not None and new < old:
             found = f"--{item.name.replace('_', '-')} {new}, where the model has {old}"
             raise OptionError(found=found, fix="give a larger number")
-    specs = tuple(_specs(program, now, target))
-    if not specs:
-        raise OptionError(found=f"nothing to grow: the model has {now}", fix="give a larger size: --hidden, --layers …")
-    return specs
 
 
 def _with_heads(now: Sizes, target: Sizes) -> Sizes:
@@ -87,7 +92,7 @@ def _specs(program: Program, now: Sizes, target: Sizes) -> Iterator[str]:
     if _larger(now.head_size, target.head_size):
         assert target.head_size is not None
         yield f"widen-keys:to={_keys(program, target.head_size)},scale=weights"
-        if _named(program, "value"):
+        if named(program, "value"):
             yield f"widen-values:to={target.head_size}"
     if _larger(now.hidden, target.hidden):
         yield f"widen-hidden:to={target.hidden}"
@@ -125,7 +130,7 @@ def _heads(now: Sizes, target: Sizes) -> Iterator[str]:
 
 def _keys(program: Program, head_size: int) -> int:
     """The units of the key axis at a size of heads: rotary positions turn pairs, and the axis counts these."""
-    per_unit = {_per_unit(program, axis.atom) for axis in _named(program, "key")}
+    per_unit = {_per_unit(program, axis.atom) for axis in named(program, "key")}
     if len(per_unit) != 1 or head_size % (one := per_unit.pop()):
         raise Refusal(
             found=f"keys that are not alike in all heads, or not of {head_size} units",
@@ -137,7 +142,7 @@ def _keys(program: Program, head_size: int) -> int:
 
 def _key_size(program: Program) -> int | None:
     """The size of keys that are one axis with values."""
-    sizes = {number(axis.size) * _per_unit(program, axis.atom) for axis in _named(program, "key")}
+    sizes = {number(axis.size) * _per_unit(program, axis.atom) for axis in named(program, "key")}
     return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -151,11 +156,12 @@ def _per_unit(program: Program, atom: Atom) -> int:
     return 1
 
 
-def _named(program: Program, role: str) -> Sequence[Named]:
+def named(program: Program, role: str) -> Sequence[Named]:
+    """The axes of a role that are not frozen."""
     return [axis for axis in program.axes.named if axis.role == role and not axis.frozen]
 
 
 def _common(program: Program, role: str) -> int | None:
     """The size that all axes of a role have."""
-    sizes = {number(axis.size) for axis in _named(program, role)}
+    sizes = {number(axis.size) for axis in named(program, role)}
     return sizes.pop() if len(sizes) == 1 else None

@@ -48,6 +48,13 @@ class Program:
 
         return infer(self.graph)
 
+    @cached_property
+    def unit_axes(self) -> Axes:
+        """The same with axes of size 1, too: a single head of keys and values has one."""
+        from graphgrow.axes import infer
+
+        return infer(self.graph, units=True)
+
     @property
     def certificate(self) -> Certificate | None:
         """The certificate of the last pass."""

@@ -4,9 +4,11 @@ seed: 0
 passes:
   - widen: {axis: "mlp@*.h.?.mlp", factor: 1.5}
   - widen-keys:to=24,scale=weights
+  - supar: {base: [hidden=256, mlp=1024]}
   - deepen
 # or, in place of passes, the sizes that they are to lead to:
 # target: {hidden: 1024, layers: 16, heads: 16}
+# or the number of parameters: {params: 2x}
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from graphgrow.errors import FileError, OptionError
 from graphgrow.pipeline import Pipeline, parse_pass, written
-from graphgrow.plan import Sizes, plan
+from graphgrow.plan import Sizes
 from graphgrow.program import Program
+from graphgrow.target import Planned, planned
 
 Scalar = str | int | float | bool | None
+Value = Scalar | list[str | int | float]
 
 
 class Target(BaseModel):
-    """The sizes of `graphgrow plan`."""
+    """The sizes of `graphgrow plan`, or a number of parameters."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -36,6 +40,11 @@ class Target(BaseModel):
     kv_heads: int | None = Field(default=None, gt=0)
     head_size: int | None = Field(default=None, gt=0)
     mlp: int | None = Field(default=None, gt=0)
+    params: str | int | None = None
+
+    def planned(self, program: Program) -> Planned:
+        """The passes that lead there. Raises OptionError or Refusal."""
+        return planned(program, Sizes(**self.model_dump(exclude={"params"})), self.params)
 
 
 class Recipe(BaseModel):
@@ -44,7 +53,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     seed: int | None = Field(default=None, ge=0, lt=2**32)
-    passes: list[str | dict[str, dict[str, Scalar] | None]] | None = None
+    passes: list[str | dict[str, dict[str, Value] | None]] | None = None
     target: Target | None = None
 
     @model_validator(mode="after")
@@ -75,6 +84,18 @@ class Recipe(BaseModel):
                 fix="write seed, and passes (a list of `name`, `name:key=value` or `name: {key: value}`) or a target",
             ) from None
 
+    @classmethod
+    def toward(cls, text: str) -> Self:
+        """A recipe with a target from text, `params=2x` or `hidden=96,layers=3`. Raises OptionError."""
+        parts = [part.partition("=") for part in text.split(",")]
+        try:
+            return cls(target=Target.model_validate_strings({name.strip(): size.strip() for name, _, size in parts}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            names = ", ".join(Target.model_fields)
+            raise OptionError(found=found, where=f"--target {text}", fix=f"write name=number; names: {names}") from None
+
     def checked(self) -> list[str]:
         """The passes as specs, each of which can be read. Raises OptionError."""
         specs = [_spec(item) for item in self.passes or ()]
@@ -84,21 +105,22 @@ class Recipe(BaseModel):
             parse_pass(spec)
         return specs
 
-    def specs(self, program: Program) -> list[str]:
-        """The passes as specs; for a target those of a plan."""
-        return [*plan(program, Sizes(**self.target.model_dump()))] if self.target is not None else self.checked()
+    def planned(self, program: Program) -> Planned:
+        """The passes as specs; for a target those that lead there. Raises OptionError or Refusal."""
+        return Planned(tuple(self.checked())) if self.target is None else self.target.planned(program)
 
     def pipeline(self, program: Program, seed: int | None = None) -> Pipeline:
         """The passes for a program. Raises OptionError or Refusal."""
         given = self.seed if seed is None else seed
-        return Pipeline(tuple(parse_pass(spec, given) for spec in self.specs(program)))
+        return Pipeline.parse(self.planned(program).specs, given)
 
 
-def _spec(item: str | dict[str, dict[str, Scalar] | None]) -> str:
+def _spec(item: str | dict[str, dict[str, Value] | None]) -> str:
     if isinstance(item, str):
         return item
     if len(item) != 1:
         raise OptionError(found=f"a pass with the names {', '.join(item)}", fix="write each pass as an item of its own")
     ((name, options),) = item.items()
-    given = ",".join(f"{key}={written(value)}" for key, value in (options or {}).items())
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
+    given = ",".join(f"{key}={written(value)}" for key, value in values.items())
     return f"{name}:{given}" if given else name

@@ -10,8 +10,11 @@ TABLE = {
     "factorize": "passes.factorize:Factorize",
     "grow-vocab": "passes.grow_vocab:GrowVocab",
     "merge-factors": "passes.merge_factors:MergeFactors",
+    "permute-for-nm": "passes.permute_for_nm:PermuteForNm",
     "prune-axis": "passes.prune_axis:PruneAxis",
+    "sparsify": "passes.sparsify:Sparsify",
     "split-kv-heads": "passes.split_kv_heads:SplitKvHeads",
+    "supar": "passes.supar:Supar",
     "undo": "passes.undo:Undo",
     "upcycle": "passes.upcycle:Upcycle",
     "widen": "passes.widen:Widen",
@@ -29,8 +32,11 @@ if TYPE_CHECKING:
     from passes.factorize import Factorize
     from passes.grow_vocab import GrowVocab
     from passes.merge_factors import MergeFactors
+    from passes.permute_for_nm import PermuteForNm
     from passes.prune_axis import PruneAxis
+    from passes.sparsify import Sparsify
     from passes.split_kv_heads import SplitKvHeads
+    from passes.supar import Supar
     from passes.undo import Undo
     from passes.upcycle import Upcycle
     from passes.widen import Widen
@@ -41,7 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "Factorize", "GrowVocab", "MergeFactors",
-    "PruneAxis", "SplitKvHeads", "Undo", "Upcycle", "Widen", "WidenExperts", "WidenHidden", "WidenKeys", "WidenValues",
+    "PermuteForNm", "PruneAxis", "Sparsify", "SplitKvHeads", "Supar", "Undo", "Upcycle", "Widen", "WidenExperts",
+    "WidenHidden", "WidenKeys", "WidenValues",
 ]  # fmt: skip
 
 

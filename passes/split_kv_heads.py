@@ -1,8 +1,8 @@
 """split-kv-heads: more heads of keys and values for the same query heads.
 
 Statement. Where r query heads share one head of keys and values, repeat each of these c times, c a divisor of r, and
-let r/c query heads share each copy: grouped-query attention with more groups, and with c = r attention in which every
-query head has keys and values of its own. Every output is what it was.
+let r/c query heads share each copy. Multi-query attention (one head for all) becomes grouped-query attention, that gets
+more groups, and with c = r every query head has keys and values of its own. Every output is what it was.
 
 Proof. Every query head meets keys and values equal to those that it met before, and heads stand in the order in which
 they stood: copy j of head i is head i*c + j, whose query heads are those from j*(r/c) on. `verify` compares the weights
@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from graphgrow.axes import Atom
+from graphgrow.axes import Atom, Axes
 from graphgrow.errors import OptionError, Refusal
 from graphgrow.pipeline import Pass, option, select
 from graphgrow.rewrite import Rewriter
@@ -46,18 +46,18 @@ class SplitKvHeads(Pass):
             raise OptionError(found=self.spec, fix="give a whole number from 2")
 
     def rewrite(self, rewriter: Rewriter) -> None:
-        axes = rewriter.program.axes
-        names = {named.atom: named.name for named in axes.named}
-        heads = {named.atom for named in axes.named if named.role in ("kv_heads", "heads")}
-        shared = {keys: queries for keys, queries in groups(axes).items() if keys in heads}
+        if not _shared(rewriter.program.unit_axes):
+            rewriter.single_heads()
+        axes = rewriter.program.unit_axes
+        names, shared = {named.atom: named.name for named in axes.named}, _shared(axes)
         if self.axis != "auto":
             wanted = {axis.atom for axis in select(axes, self.axis, self.name)}
             shared = {keys: queries for keys, queries in shared.items() if keys in wanted}
         if not shared:
             raise Refusal(
-                found="no heads of keys and values, two or more, that several query heads share",
+                found="no heads of keys and values that several query heads share",
                 where="the attention of the program",
-                fix="grow others with add-heads or add-kv-heads; a single head that all share can't be split yet",
+                fix="grow others with add-heads or add-kv-heads",
             )
         rewriter.regroup({keys: (q, self.copies(keys, q, names[keys])) for keys, q in shared.items()})
 
@@ -73,3 +73,9 @@ class SplitKvHeads(Pass):
                 fix=f"choose a number of heads of {', '.join(possible)}",
             )
         return copies
+
+
+def _shared(axes: Axes) -> dict[Atom, Atom]:
+    """The heads of keys and values that several query heads share, with those of each."""
+    heads = {named.atom for named in axes.named if named.role in ("kv_heads", "heads")}
+    return {keys: queries for keys, queries in groups(axes).items() if keys in heads}

@@ -26,7 +26,7 @@ from graphgrow.rewrite import Rewriter
 
 def _only_grew(certificate: Certificate) -> bool:
     shrunk = any(row.new < row.old for row in certificate.growth)
-    return not shrunk and not any(move.stacked for move in certificate.moves)
+    return bool(certificate.growth) and not shrunk and not any(move.stacked for move in certificate.moves)
 
 
 @dataclass(frozen=True, kw_only=True)

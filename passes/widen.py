@@ -8,6 +8,9 @@ Proof. In each contraction over the axis the sum splits into old and new units. 
 not mix before it; every new term has a zero factor. On the graph at hand `prove` carries this out operator by operator,
 finds which blocks must be zero, and that no smaller set would do.
 
+With `by=shares` new units copy old ones, any number of them, and what sums over them takes random parts that add up
+to the old weights: sum_j w_j x = w x where sum_j w_j = w. Gradients of copies then differ from the first step on.
+
 Reference. Gesmundo & Maile, Composable Function-preserving Expansions for Transformer Architectures (arXiv 2308.06103),
 Theorem 3.1, there for one ReLU layer; here for any graph on which the proof goes through (gates, depthwise and grouped
 convolutions, batch norm, concatenations, experts, residual channels).

@@ -39,4 +39,4 @@ class WidenKeys(Growth):
     )
 
     def grow(self, rewriter: Rewriter, grown: dict[Atom, int]) -> None:
-        rewriter.grow(grown, self.init, self.scale == "weights", self.strategies, self.extends)
+        rewriter.grow(grown, self.init, self.scale == "weights", self.strategies, self.extends, self.apart)

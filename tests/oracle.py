@@ -186,8 +186,19 @@ def positions(term: Term, sizes: Mapping[Atom, int]) -> list[Position]:
 class Cell:
     """One cell of a grown tensor: which positions it has, and what of the old tensor belongs there."""
 
-    def __init__(self, at: Sequence[Sequence[tuple[int, Position]]]) -> None:
-        self.at = at
+    def __init__(
+        self, at: Sequence[Sequence[tuple[int, Position]]], dims: Sequence[Sequence[tuple[int, Position]]]
+    ) -> None:
+        self.at, self.all = at, dims
+
+    def index(self, dim: int) -> Tensor:
+        return torch.tensor([index for index, _ in self.at[dim]])
+
+    def added(self, grown: Tensor, dim: int) -> Tensor:
+        """Sums over all units of a dimension that copy the same one."""
+        copies = torch.tensor([position.copy for _, position in self.all[dim]])
+        shape = [*grown.shape[:dim], int(copies.max()) + 1, *grown.shape[dim + 1 :]]
+        return torch.zeros(shape, dtype=grown.dtype).index_add(dim, copies, grown)
 
     @property
     def new(self) -> bool:
@@ -232,7 +243,7 @@ def tensor_cells(terms: Sequence[Term], sizes: Mapping[Atom, int]) -> list[tuple
     for place in product(*(range(count) for count in counts)):
         at = [[item for item in dim if item[1].cell == wanted] for dim, wanted in zip(dims, place, strict=True)]
         if all(at):
-            found.append((place, Cell(at)))
+            found.append((place, Cell(at, dims)))
     return found
 
 
@@ -257,6 +268,13 @@ def wrong(number: int, old: Tensor, new: Tensor, cell: Cell) -> str:
             return _unless((found.real >= -allowed) | ~defined, "negative", found)
         return _unless((found.real > -allowed) | ~defined, "not positive", found) if number == POSITIVE else ""
     said = multiple(number)
+    if said.kind == "share":
+        sums = _number(new)
+        for dim in range(len(cell.at)):
+            sums = cell.added(sums, dim) if dim in said.along else sums.index_select(dim, cell.index(dim))
+        for dim in said.along:
+            sums = sums.index_select(dim, torch.tensor([position.copy for _, position in cell.at[dim]]))
+        return _unless((sums - said.scale * before).abs() <= allowed * (1 + len(cell.all)), "no shares", sums)
     if said.kind == "constant" and cell.varies(_number(old).abs(), allowed):
         return "the original varies"
     if said.kind == "mean":
@@ -370,6 +388,9 @@ class Grower:
         old = self.program.tensors[name]
         terms = self.program.axes.parameters[name]
         new = old.new_zeros([int(str(term.resized(sizes))) for term in terms])
+        shares = next((multiple(f) for b, f in blocks.items() if b.parameter == name and kind(f) == "share"), None)
+        if shares is not None:
+            return shared(rng, old, [positions(term, sizes) for term in terms], shares.scale, shares.along)
         for place, cell in tensor_cells(terms, sizes):
             number = next((f for b, f in blocks.items() if (b.parameter, b.cell) == (name, place)), SAME)
             cell.put(new, held(rng, number, old, cell))
@@ -396,6 +417,28 @@ def held(rng: random.Random, number: int, old: Tensor, cell: Cell) -> Tensor:
     return said.scale * (cell.means(old) if said.kind == "mean" else copies) + said.shift
 
 
+def shared(
+    rng: random.Random, old: Tensor, at: Sequence[Sequence[Position]], scale: float, along: Sequence[int]
+) -> Tensor:
+    """Random values of which those along some dimensions that copy the same unit add up to a multiple of the old."""
+    left = old * scale
+    for dim, dimension in enumerate(at):
+        if dim not in along:
+            left = left.index_select(dim, torch.tensor([position.copy for position in dimension]))
+    left = left.clone()
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    new = torch.randn([len(dimension) for dimension in at], generator=generator, dtype=torch.float64)
+    units = {
+        place: tuple(at[d][i].copy if d in along else i for d, i in enumerate(place))
+        for place in np.ndindex(*new.shape)
+    }
+    last = {unit: place for place, unit in units.items()}
+    for place, unit in units.items():
+        new[place] = left[unit] if last[unit] == place else new[place]
+        left[unit] -= new[place]
+    return new
+
+
 def facts_of(rng: random.Random, prover: Prover, program: Program) -> dict[Block, int]:
     """Facts for all blocks: of one kind for a parameter, or of any; old ones multiplied now and then."""
     found: dict[Block, int] = {}
@@ -407,6 +450,12 @@ def facts_of(rng: random.Random, prover: Prover, program: Program) -> dict[Block
             continue
         how, by = (common, scale) if style == "same" and rng.random() < 0.7 else (
             rng.choice(["copy", "mean", "zero", "free", "any"]), rng.choice(SCALES))  # fmt: skip
+        blocks = list(prover.blocks_of(name))
+        dims = sorted({dim for block in blocks for dim in block.dims})
+        if dims and rng.random() < 0.25:
+            share = fact("share", by, along=tuple(sorted(rng.sample(dims, rng.choice([1, 1, len(dims)])))))
+            found |= {block: ANY if block.dims and rng.random() < 0.02 else share for block in blocks}
+            continue
         shift = rng.choice([0.5, 1.0, -1.0]) if rng.random() < 0.1 else 0.0
         for block in prover.blocks_of(name):
             factor = by if rng.random() < 0.9 else rng.choice(SCALES)

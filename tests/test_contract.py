@@ -118,6 +118,32 @@ PROMISES: dict[str, Promise] = {
         ],
         [("prune-axis:units=a", "as int"), ("prune-axis:score=size", "valid: activation, magnitude")], random=False,
     ),
+    "sparsify": Promise(
+        ["skip_mlp", "small_cnn", "nanogpt", "llama"],
+        [{}, {"pattern": "unstructured", "density": 0.3, "allocation": "erk"}], {"pattern": "2:1000"},
+        [
+            {"score": "wanda"}, {"pattern": "block4x4", "density": 0.25, "at": "re:up.*"}, {"pattern": "2:4x8"},
+            {"pad": True, "keep": "*.down.*"}, {"masked": "replace", "score": "random", "seed": 3},
+        ],
+        [
+            ({"pattern": "2:1"}, "unstructured"), ({"pattern": "2:4@1"}, "without dimensions"),
+            ({"density": 0.5}, "says both"), ({"allocation": "global"}, "says both"),
+            ({"pattern": "unstructured", "density": 2.0}, "at most 1"), ({"at": "*.nothing"}, "valid"),
+            ({"keep": "nothing"}, "valid"), ({"score": "gradient"}, "--data"), ({"score": "wanda"}, "--data"),
+        ],
+        [("sparsify:pad=some", "as bool"), ("sparsify:score=size", "valid: gradient, magnitude, random, wanda")],
+        renames=True, random=False,
+        again={"pattern": "unstructured", "density": 0.1, "allocation": "uniform"},
+    ),
+    "permute-for-nm": Promise(
+        ["skip_mlp", "small_cnn", "nanogpt", "llama"], [{"rounds": 0}], {"axis": "classes"},
+        [{"axis": "mlp@*", "pattern": "1:4"}, {"rounds": 100, "seed": 2}],
+        [
+            ({"pattern": "unstructured"}, "N below M"), ({"pattern": "4:4"}, "N below M"), ({"rounds": -1}, "or more"),
+            ({"pattern": "2:4x8"}, "N below M"), ({"axis": "mpl"}, "'mlp'"),
+        ],
+        [("permute-for-nm:rounds=many", "as int")], renames=True, random=False, once=True,
+    ),
     "factorize": Promise(
         ["skip_mlp", "small_cnn", "nanogpt", "llama"], [{}, {"fraction": 0.4, "init": "ones"}], {"rank": 500},
         [
@@ -142,6 +168,22 @@ PROMISES: dict[str, Promise] = {
         ["qwen3", "phi3"], [{}], {}, [{"to": 6}, {"axis": "re:kv.*"}],
         [({"to": 4, "factor": 2}, "not both"), ({"factor": 1}, "from 2"), ({}, "share")],
         random=False, once=True,
+    ),
+    "supar": Promise(
+        ["skip_mlp"], [{"base": ("hidden=8", "mlp=10")}], {"base": ("hidden=8",)},
+        [
+            {"base": ("hidden=256", "mlp=1024"), "density": 0.5}, {"base": ("re:mlp@ups.(0,1)=4",), "alpha_in": 9.25},
+            {"base": ("hidden=8",), "form": "fresh", "sigma": 0.02, "optimizer": "sgd", "decay": "scale"},
+        ],
+        [
+            ({"base": ()}, "name widths"), ({"base": ("hidden",)}, "AXIS=SIZE"), ({"base": ("hidden=0",)}, "AXIS=SIZE"),
+            ({"base": ("hidn=8",)}, "'hidden'"), ({"base": ("hidden=8",)}, "mlp=40 if it does not"),
+            ({"base": ("hidden=8", "*=4")}, "once"), ({"base": ("hidden=8",), "density": 0.0}, "above 0"),
+            ({"base": ("hidden=8",), "alpha_out": -1.0}, "positive"),
+            ({"base": ("hidden=8",), "sigma": 0.1}, "form=fresh"),
+        ],
+        [("supar:base=hidden=8,form=new", "valid: fresh, reparameterise")], random=False,
+        renames=True,  # no shape changes, and the values of a head do
     ),
     "undo": Promise(
         WIDTHS, [{}], {}, after=("widen:factor=1.25", "widen:factor=1.5"), random=False,

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -19,7 +20,10 @@ from graphgrow.errors import CheckFailed, ExportError, FileError, OptionError
 from graphgrow.export import agreement, capture, export_onnx, export_pt2, export_safetensors, weights
 from graphgrow.export import onnx as room
 from graphgrow.export.interface import Interface
+from graphgrow.program import Program
+from graphgrow.rewrite.fold import folded
 from graphgrow.tracing import trace
+from tests import test_likeness as likeness
 from tests.programs import traced
 from tests.zoo import ZOO
 
@@ -541,3 +545,38 @@ def test_a_failure_in_a_later_shard_leaves_nothing(target, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         export_safetensors(traced("gpt2"), tmp_path / target)
     assert names(tmp_path) == []
+
+
+def half_masked(name: str, density: float) -> Program:
+    """A model with random masks on three of its weights."""
+    program, generator = traced(name), torch.Generator().manual_seed(0)
+    for weight in list(dict.fromkeys(weight for _, weight in likeness.weights(program)))[1:4]:
+        mask = torch.rand(program.tensors[weight].shape, generator=generator) < density
+        program = likeness.masked(program, weight, mask)
+    masks = {name: replace(program.kinds[name], pattern="unstructured") for name in program.kinds if "_mask" in name}
+    kinds = {**program.kinds, **masks}
+    return program.replace(kinds=kinds)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "small_cnn"])
+def test_masks_are_multiplied_into_weights(name, tmp_path):
+    program = half_masked(name, 0.5)
+    report = export_onnx(program, tmp_path / "model.onnx")
+    model = onnx.load(report.path)
+    assert not any("mask" in held.name and "weight" in held.name for held in model.graph.initializer)
+    assert folded(program).size == program.size
+    for tensor, mask in ((n, f"{n}_mask") for n in program.tensors if f"{n}_mask" in program.tensors):
+        kept = folded(program).tensors[tensor]
+        assert torch.equal(kept, program.tensors[tensor] * program.tensors[mask])
+    assert folded(traced(name)).digest == traced(name).digest
+
+
+def test_sparse_initializers_make_a_smaller_file_that_loads(tmp_path):
+    program = half_masked("gpt2", 0.05)
+    dense = export_onnx(program, tmp_path / "dense.onnx")
+    sparse = export_onnx(program, tmp_path / "sparse.onnx", sparse_initializers=True)
+    assert sparse.sparse == 3 and sparse.deviation is not None
+    masks = [name for name in program.tensors if name.endswith("_mask")]
+    saved = sum(program.tensors[name.removesuffix("_mask")].nbytes * (1 - 3 * 0.06) for name in masks)
+    assert sparse.bytes < dense.bytes - saved
+    assert export_onnx(half_masked("gpt2", 0.5), tmp_path / "half.onnx", sparse_initializers=True).sparse == 0

@@ -82,11 +82,13 @@ def contents(more: tuple[Node, ...] = (), **changes: object) -> files.Contents:
         "graph": Graph(nodes, outputs, {"batch": Origin("x", 0, 1, None)}),
         "tensors": {
             "h.0.w": nn.Parameter(torch.randn(4, 4)), "steps": torch.tensor(7),
-            "unused": torch.arange(24, dtype=torch.bfloat16).view(4, 6).t()[1:3], "none": torch.zeros(0, 3),
+            "unused": torch.arange(24, dtype=torch.bfloat16).view(4, 6).t()[1:3],
+            "none": torch.zeros(0, 3), "mask": torch.zeros(0, 3, dtype=torch.bool),
         },
         "kinds": {
             "h.0.w": Kind("parameter", tuning=Tuning(0.25, 4.0, 1e-05)), "steps": Kind("buffer", True, False),
-            "unused": Kind("buffer", False, True), "none": Kind("buffer", True, False, "2:4@1"),
+            "unused": Kind("buffer", False, True), "none": Kind("buffer", True, False),
+            "mask": Kind("buffer", True, False, "2:4@1"),
         },
         "aliases": {"head.weight": "h.0.w"}, "dtype": "float32", "journal": (CERTIFICATE,),
     }  # fmt: skip
@@ -599,8 +601,10 @@ def more_hostile_headers():
         yield f"kind {kind}", set_part("kinds", steps=kind), "'steps'"
     for kind in ("parameter persistent trainable mask=2:4@1", "buffer persistent frozen rate=1 decay=1 eps=1",
                  "parameter persistent trainable rate=nan decay=1 eps=1",
-                 "buffer persistent frozen mask=a b"):  # fmt: skip
+                 "buffer persistent frozen mask=a b", "buffer persistent frozen mask=2:4@1"):  # fmt: skip
         yield f"kind {kind}", set_part("kinds", steps=kind), "'steps'"
+    for pattern in ("evil", "4:2@1", "2:4", "2:4@2", "2:4x2@1", "block2x2@0x2"):
+        yield f"pattern {pattern}", set_part("kinds", mask=f"buffer persistent frozen mask={pattern}"), "'mask'"
     yield "gradient of an integer", set_part("kinds", steps="parameter persistent trainable"), "'steps'"
     yield "kind of no tensor", set_part("kinds", other="buffer persistent frozen"), "'other'"
     for dtype in ("int8", "weights", CODE, None):

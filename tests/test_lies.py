@@ -605,8 +605,8 @@ def test_copies_permuted() -> None:
 
 
 def test_copies_that_are_not_halved() -> None:
-    """A reader of the doubled stream whose new columns are the old ones, and one whose halves are 0.4 and 0.6: that one
-    is the same function, and no proof is looked for that way."""
+    """A reader of the doubled stream whose new columns are the old ones; and one whose halves are 0.4 and 0.6, which
+    add up: that one is the same function."""
     case = hidden("bert", 2)
     row = next(row for row in rows(case, "copy") if row.parameter.endswith("query.weight"))
     size = case.old.tensors[row.parameter].shape[1]
@@ -616,8 +616,7 @@ def test_copies_that_are_not_halved() -> None:
         tensor[:, :size].mul_(0.8)
         tensor[:, size:].mul_(1.2)
 
-    found = rejected(case.old, edited(case.new, row.parameter, uneven))
-    assert found.test and found.test.worst and found.test.worst.output64 < 1e-6
+    passes(case.old, edited(case.new, row.parameter, uneven))
 
 
 def test_an_attention_scale_changed_without_the_keys() -> None:
@@ -861,7 +860,7 @@ def test_some_larger_and_some_smaller_is_not_proved() -> None:
     first, second = (axis for axis in old.axes.named if axis.name in ("mlp@ups.0", "mlp@ups.1"))
     sizes = {first.atom: int(str(first.size)) + 1, second.atom: int(str(second.size)) - 1}
     found = check(old, resize(old, Resizing(sizes), Fills({}, "zero")))
-    assert found.proof and not found.proof.holds and "smaller" in found.proof.why
+    assert found.proof and not found.proof.holds and "removed" in found.proof.why
 
 
 # Axes that are seen from outside

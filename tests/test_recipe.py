@@ -43,7 +43,7 @@ def test_passes_in_every_spelling(tmp_path: Path) -> None:
 
 def test_a_target_is_planned(tmp_path: Path) -> None:
     read = Recipe.read(recipe(tmp_path, "target: {hidden: 96, layers: 3, heads: 8}"))
-    assert read.specs(traced("llama")) == ["add-kv-heads:to=4", "widen-hidden:to=96", "deepen:to=3"]
+    assert read.planned(traced("llama")).specs == ("add-kv-heads:to=4", "widen-hidden:to=96", "deepen:to=3")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from graphgrow import ops, sizes
 from graphgrow.axes.rules import Result, rule
 from graphgrow.axes.state import Contraction, Shape, State, meet, place, unified
-from graphgrow.axes.terms import UNIT, Axis, Conflict, freeze, order, product, split
+from graphgrow.axes.terms import UNIT, Axis, Conflict, freeze, lead, order, product, split
 from graphgrow.graph import Argument, Node, Ref, TensorType
 
 
@@ -66,7 +66,14 @@ def _contraction(state: State, node: Node) -> Result:
         raise Conflict("operands of a rank that its signature does not have")
     for text, shape in zip(inputs, shapes, strict=True):
         for letter, axis in zip(text, shape, strict=True):
-            letters[letter] = unified(node, [letters.get(letter, UNIT), axis])
+            batch = letter in output and "matmul" in node.op
+            met = letters.get(letter, axis)
+            one, other = sorted((met, axis), key=lambda a: a.size != 1)
+            if batch and one is not UNIT and one.size == 1 and isinstance(other.size, int) and other.size > 1:
+                meet(node, lead(other)[0], one)  # one head for all
+                letters[letter] = other
+            else:
+                letters[letter] = unified(node, [met, axis], spread=batch)
     result = tuple(letters[letter] for letter in output)
     for axis, other in zip(reversed(result), reversed(state.shape(bias)), strict=False):
         unified(node, [axis, other])
@@ -98,15 +105,16 @@ def _attention(state: State, node: Node) -> Result:
         for axis in (query[-2], key[-2]):
             order(axis, f"{place(node)} looks at what came before")
     batch = list(query[:-2])
-    grouped = bool(dict(node.kwargs).get("enable_gqa")) and query[-3].size != key[-3].size
+    gqa = bool(dict(node.kwargs).get("enable_gqa"))
     for index in range(1, min(len(query), len(key)) - 1):
         q, k, v = query[-2 - index], key[-2 - index], value[-2 - index]
-        unified(node, [k, v])
-        if index == 1 and grouped:
+        unified(node, [k, v], spread=False)
+        one = k.size == 1 and k is not UNIT
+        if index == 1 and q.size != k.size and (gqa or one):
             repeats = sizes.exact_div(q.size, k.size)
             if repeats is None:
                 raise Conflict(f"{q.size} query heads over {k.size} key heads")
-            outer, _ = split(q, k.size, repeats)
+            outer, _ = lead(q) if one else split(q, k.size, repeats)
             meet(node, outer, k)
         else:
             batch[-index] = unified(node, [q, k])

@@ -12,6 +12,7 @@ from graphgrow.axes.names import Named, name_atoms
 from graphgrow.axes.rules import RULES, Result, opaque, tensors
 from graphgrow.axes.state import Contraction, Literal, Lookup, State, freeze_all, fresh, place
 from graphgrow.axes.term import UNIT, Atom, Product, Sum, Term
+from graphgrow.axes.terms import UNIT as UNIT_AXIS
 from graphgrow.axes.terms import Axis, Conflict, freeze, order
 from graphgrow.axes.text import table
 from graphgrow.graph import Graph, Node, TensorType
@@ -24,9 +25,10 @@ LOOKUPS = {"embedding", "index", "index_select", "gather", "scatter", "index_add
 INDEX_COPYING = {"aten.to.dtype", "aten.clone.default", "aten.detach.default"}
 
 
-def infer(graph: Graph) -> Axes:
-    """What every dimension of every tensor of the graph means."""
-    state = State(graph)
+def infer(graph: Graph, units: bool = False) -> Axes:
+    """What every dimension of every tensor of the graph means. With `units`, dimensions of size 1 that layouts and cuts
+    make have axes, too: a single head is an outer factor of its keys."""
+    state = State(graph, units)
     for node in graph.nodes:
         if isinstance(node.type, TensorType | tuple):
             _apply(state, node)
@@ -166,7 +168,7 @@ class _Reader:
 
     def term(self, axis: Axis) -> Term:
         root = axis.root()
-        if root.size == 1:
+        if root is UNIT_AXIS:
             return UNIT
         found = self.terms.get(root.number)
         if found is None:

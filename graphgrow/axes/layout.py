@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graphgrow import sizes
 from graphgrow.axes.rules import Result, rule, tensors
 from graphgrow.axes.state import Shape, State, freeze_all, fresh, meet, pin, place, unified
-from graphgrow.axes.terms import UNIT, Axis, Conflict, atom, cut, freeze, order, product, split, total
+from graphgrow.axes.terms import UNIT, Axis, Conflict, atom, cut, freeze, lead, order, product, split, total
 from graphgrow.graph import Node
 from graphgrow.sizes import Dim, Size
 
@@ -13,15 +15,17 @@ from graphgrow.sizes import Dim, Size
 @rule("reshape")
 def _reshape(state: State, node: Node) -> Result:
     shape = state.shape(node.args[0])
-    result = _reshaped(node, shape)
+    result = _reshaped(node, shape, state.units)
     state.bind_sizes(node, 1, result)
     return result
 
 
-def _reshaped(node: Node, shape: Shape) -> Shape:
-    """`shape` seen with other sizes: dimensions in groups of equal product, each one product."""
+def _reshaped(node: Node, shape: Shape, units: bool) -> Shape:
+    """`shape` seen with other sizes: dimensions in groups of equal product, each one product. With `units` a dimension
+    of size 1 that was not there before is an outer factor of what follows it."""
     target = node.shape
-    sources = [axis for axis in shape if axis is not UNIT and axis.size != 1][::-1]
+    ones = _ones(shape, target)
+    sources = [axis for axis in shape if axis is not UNIT and axis not in ones.values()][::-1]
     wanted = [size for size in target if size != 1][::-1]
     found: list[Axis] = []
     while wanted:
@@ -34,8 +38,31 @@ def _reshaped(node: Node, shape: Shape) -> Shape:
             else:
                 raise Conflict(f"a reshape of {left} elements into {right}")
         found += _group(node, group_in, group_out)
-    kept = iter(found)
-    return tuple(next(kept) if size != 1 else UNIT for size in target)
+    if sources:
+        freeze_all(sources, f"{place(node)} leaves it out")
+    kept, result = iter(found[::-1]), list[Axis]()
+    for index, size in reversed(list(enumerate(target))):
+        if size != 1:
+            result.append(next(kept))
+        elif index in ones or not units or not result or result[-1].size == 1 or not isinstance(result[-1].size, int):
+            result.append(ones.get(index, UNIT))
+        else:
+            one, result[-1] = lead(result[-1])
+            result.append(one)
+    return tuple(result[::-1])
+
+
+def _ones(shape: Shape, target: Sequence[Dim]) -> dict[int, Axis]:
+    """The dimensions of size 1 that are there before and after: as much lies outside of them."""
+    before, after = ([sizes.total(dims[:i]) for i in range(len(dims))] for dims in ([a.size for a in shape], target))
+    left = [(before[index], axis) for index, axis in enumerate(shape) if axis.size == 1]
+    found: dict[int, Axis] = {}
+    for index in (index for index, size in enumerate(target) if size == 1):
+        match = next((pair for pair in left if pair[0] == after[index]), None)
+        if match:
+            left.remove(match)
+            found[index] = match[1]
+    return found
 
 
 def _grows(left: Dim, right: Dim) -> bool:
@@ -75,11 +102,12 @@ def _unsqueeze(state: State, node: Node) -> Result:
 @rule("expand")
 def _expand(state: State, node: Node) -> Result:
     shape = state.shape(node.args[0])
-    lead = len(node.shape) - len(shape)
+    new = len(node.shape) - len(shape)
     result = tuple(
-        shape[dim - lead] if dim >= lead and shape[dim - lead].size == size else atom(size)
+        shape[dim - new] if dim >= new and shape[dim - new].size == size else atom(size)
         for dim, size in enumerate(node.shape)
     )
+    freeze_all([axis for axis in shape if axis.size == 1 and axis not in result], f"{place(node)} spreads it")
     state.bind_sizes(node, 1, result)
     return result
 
@@ -89,11 +117,11 @@ def _repeat(state: State, node: Node) -> Result:
     shape = state.shape(node.args[0])
     counts = node.args[1]
     assert isinstance(counts, tuple)
-    lead = len(counts) - len(shape)
+    new = len(counts) - len(shape)
     repeats = tuple(atom(count) if isinstance(count, int | Size) else UNIT for count in counts)
     state.bind_sizes(node, 1, repeats)
     return tuple(
-        product([repeat, *shape[dim - lead : dim - lead + 1]]) if dim >= lead else repeat
+        product([repeat, *shape[dim - new : dim - new + 1]]) if dim >= new else repeat
         for dim, repeat in enumerate(repeats)
     )
 
@@ -114,7 +142,7 @@ def _repeat_interleave(state: State, node: Node) -> Result:
 def _cat(state: State, node: Node) -> Result:
     parts = [shape for shape in tensors(state, node) if not (len(shape) == 1 and shape[0].size == 0)]
     dim = state.dim(node, 1, default=0, rank=len(node.shape))
-    result = [unified(node, [part[d] for part in parts]) for d in range(len(node.shape)) if d != dim]
+    result = [unified(node, [part[d] for part in parts], spread=False) for d in range(len(node.shape)) if d != dim]
     result.insert(dim, total([part[dim] for part in parts]))
     return tuple(result)
 
@@ -123,7 +151,7 @@ def _cat(state: State, node: Node) -> Result:
 def _stack(state: State, node: Node) -> Result:
     parts = tensors(state, node)
     dim = state.dim(node, 1, default=0, rank=len(node.shape))
-    result = [unified(node, [part[d] for part in parts]) for d in range(len(parts[0]))]
+    result = [unified(node, [part[d] for part in parts], spread=False) for d in range(len(parts[0]))]
     result.insert(dim, total([UNIT] * len(parts)))
     return tuple(result)
 
@@ -145,7 +173,7 @@ def _split(state: State, node: Node) -> Result:
     positions = [sizes.add(*lengths[:index]) for index in range(1, len(lengths))]
     total_size = shape[dim].size
     inside = [position for position in dict.fromkeys(positions) if position not in (0, total_size)]
-    pieces = iter(cut(shape[dim], inside))
+    pieces = iter(cut(shape[dim], inside, state.units))
     empty = Axis(0)
     found = [next(pieces) if size != 0 else empty for size in lengths]
     state.bind_sizes(node, 1, tuple(found), "split_sizes")
@@ -163,7 +191,7 @@ def _slice(state: State, node: Node) -> Result:
     if length == 0:
         shape[dim] = Axis(0)
     elif step == 1:
-        before, shape[dim] = _piece(node, axis, start, end)
+        before, shape[dim] = _piece(state, node, axis, start, end)
         state.bind(node, ("args", 2), *before)
         state.bind(node, ("args", 3), *before, shape[dim])
     else:
@@ -171,12 +199,12 @@ def _slice(state: State, node: Node) -> Result:
     return tuple(shape)
 
 
-def _piece(node: Node, axis: Axis, start: Dim, end: Dim) -> tuple[list[Axis], Axis]:
+def _piece(state: State, node: Node, axis: Axis, start: Dim, end: Dim) -> tuple[list[Axis], Axis]:
     """The part of an axis between two positions, and what lies before it. Where the axis can't be cut there, it and
     the parts keep their sizes."""
     positions = [position for position in (start, end) if position not in (0, axis.size)]
     try:
-        pieces = cut(axis, positions)
+        pieces = cut(axis, positions, state.units)
     except Conflict as conflict:
         ends = [*positions, axis.size]
         pieces = [atom(sizes.sub(to, at)) for at, to in zip([0, *positions], ends, strict=True)]
@@ -203,7 +231,7 @@ def _select(state: State, node: Node) -> Result:
     dim, index = node.args[1:3]
     assert isinstance(dim, int) and isinstance(index, int | Size)
     if shape[dim].size != 1:
-        before, _ = _piece(node, shape[dim], index, sizes.add(index, 1))
+        before, _ = _piece(state, node, shape[dim], index, sizes.add(index, 1))
         state.bind(node, ("args", 2), *before)
     del shape[dim]
     return tuple(shape)
@@ -217,6 +245,8 @@ def _unbind(state: State, node: Node) -> Result:
     if not isinstance(count, int):
         raise Conflict("unbind of a dynamic size")
     cut(shape[dim], list(range(1, count)))
+    if count == 1:
+        freeze(shape[dim], f"{place(node)} takes its units apart")
     del shape[dim]
     return tuple(tuple(shape) for _ in range(count))
 
@@ -262,7 +292,7 @@ def _slice_scatter(state: State, node: Node) -> Result:
     assert isinstance(dim, int) and isinstance(start, int | Size) and isinstance(end, int | Size)
     if node.argument(5, "step", 1) != 1:
         raise Conflict("a scatter by steps")
-    before, piece = _piece(node, shape[dim], start, end)
+    before, piece = _piece(state, node, shape[dim], start, end)
     for position, (axis, other) in enumerate(zip(shape, source, strict=True)):
         meet(node, piece if position == dim else axis, other)
     state.bind(node, ("args", 3), *before)
@@ -275,7 +305,7 @@ def _select_scatter(state: State, node: Node) -> Result:
     shape, source = state.shape(node.args[0]), state.shape(node.args[1])
     dim, index = node.args[2:4]
     assert isinstance(dim, int) and isinstance(index, int | Size)
-    before, _ = _piece(node, shape[dim], index, sizes.add(index, 1))
+    before, _ = _piece(state, node, shape[dim], index, sizes.add(index, 1))
     state.bind(node, ("args", 3), *before)
     for axis, other in zip((*shape[:dim], *shape[dim + 1 :]), source, strict=True):
         meet(node, axis, other)

@@ -101,7 +101,7 @@ def _atoms(terms: Iterable[Term]) -> list[Atom]:
 
 def _look(axes: Axes) -> dict[Atom, _Facts]:
     seen: dict[Atom, _Facts] = defaultdict(_Facts)
-    weights = _weights(axes.graph)
+    weights = from_parameters(axes.graph)
     _contractions(axes, weights, seen)
     _norm_groups(axes, seen)
     _lookups(axes, weights, seen)
@@ -117,7 +117,7 @@ def _look(axes: Axes) -> dict[Atom, _Facts]:
     return seen
 
 
-def _weights(graph: Graph) -> Mapping[str, tuple[str, ...]]:
+def from_parameters(graph: Graph) -> Mapping[str, tuple[str, ...]]:
     """Nodes of fixed size computed from parameters alone (a layout, a cast, a normalised weight), or a choice of a
     parameter's matrices (experts); with the parameters' names."""
     found: dict[str, tuple[str, ...]] = {}

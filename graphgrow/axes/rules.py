@@ -51,14 +51,8 @@ def _getitem(state: State, node: Node) -> Result:
 @rule("pointwise", "power")
 def broadcast(state: State, node: Node) -> Result:
     """Operands aligned from the right; what has size 1 is spread."""
-    shape = node.shape
-    result: list[Axis] = []
-    operands = tensors(state, node)
-    for dim, size in enumerate(shape):
-        back = len(shape) - dim
-        aligned = [operand[-back] for operand in operands if len(operand) >= back]
-        result.append(unified(node, aligned) if size != 1 else UNIT)
-    return tuple(result)
+    operands, ranks = tensors(state, node), range(len(node.shape), 0, -1)
+    return tuple(unified(node, [operand[-back] for operand in operands if len(operand) >= back]) for back in ranks)
 
 
 @rule("like")

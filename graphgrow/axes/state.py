@@ -51,6 +51,7 @@ class State:
     """Axes of every node so far (for several outputs a tuple of shapes), and what was seen on the way."""
 
     graph: Graph
+    units: bool = False  # whether dimensions of size 1 that layouts and cuts make have axes, too
     shapes: dict[str, Shape] = field(default_factory=dict[str, Shape])
     several: dict[str, tuple[Shape, ...]] = field(default_factory=dict[str, tuple[Shape, ...]])
     literals: list[Literal] = field(default_factory=list[Literal])
@@ -96,12 +97,16 @@ def fresh(type_: TensorType) -> Shape:
     return tuple(Axis(size) if size != 1 else UNIT for size in type_.shape)
 
 
-def unified(node: Node, axes: Sequence[Axis]) -> Axis:
-    """The one axis of aligned dimensions: those of the full size unified, broadcast ones (size 1) left out."""
-    full = [axis for axis in axes if axis.size != 1]
-    for other in full[1:]:
-        meet(node, full[0], other)
-    return full[0] if full else UNIT
+def unified(node: Node, axes: Sequence[Axis], spread: bool = True) -> Axis:
+    """The one axis of aligned dimensions: those of the full size unified, broadcast ones (size 1) left out. Without
+    `spread` the operator does not broadcast."""
+    full, single = [axis for axis in axes if axis.size != 1], [axis for axis in axes if axis.size == 1]
+    if full or (UNIT in single and not spread):
+        freeze_all(single, f"{place(node)} spreads it")
+    found = full or [axis for axis in single if axis is not UNIT] or [UNIT]
+    for other in found[1:]:
+        meet(node, found[0], other)
+    return found[0]
 
 
 def meet(node: Node, left: Axis, right: Axis) -> None:

@@ -79,7 +79,7 @@ def total(parts: Sequence[Axis]) -> Axis:
 def factors(axis: Axis) -> list[Axis]:
     """The factors of a product, flattened; units left out."""
     root = axis.root()
-    if root.size == 1:
+    if root is UNIT:
         return []
     if root.form != "*":
         return [root]
@@ -96,23 +96,25 @@ def summands(axis: Axis) -> list[Axis]:
 
 def freeze(axis: Axis, reason: str) -> None:
     """The axis can't change its size, for `reason`."""
-    if axis.size != 1:
+    if axis is not UNIT:
         axis.root().frozen.setdefault(reason)
 
 
 def order(axis: Axis, reason: str) -> None:
     """The axis's units are told apart by position, for `reason`: it may grow at its end but not be permuted."""
-    if axis.size != 1:
+    if axis is not UNIT:
         axis.root().ordered.setdefault(reason)
 
 
 def unify(left: Axis, right: Axis) -> None:
     """Make two terms one. Raises Conflict where they can't be."""
     left, right = left.root(), right.root()
-    if left is right or (left.size == 1 and right.size == 1):
+    if left is right:
         return
-    if left.size != right.size:
+    if left.size != right.size or UNIT in (left, right):
         raise Conflict(f"sizes {left.size} and {right.size}")
+    if left in factors(right) or right in factors(left):
+        raise Conflict("an axis and its product with one of size 1")
     if left.form == "atom":
         _link(left, right)
     elif right.form == "atom":
@@ -125,6 +127,8 @@ def unify(left: Axis, right: Axis) -> None:
         _join(left, right)
     else:
         add, multiply = (left, right) if left.form == "+" else (right, left)
+        if factors(multiply)[0].size == 1:
+            raise Conflict("a sum seen as a single unit")
         inner = factors(multiply)[1:]
         outer_size = factors(multiply)[0].size
         outer, rest = split(add, outer_size, sizes.total(part.size for part in inner))
@@ -151,6 +155,13 @@ def _unify_products(left: list[Axis], right: list[Axis]) -> None:
         a, b = left.pop(), right.pop()
         if a.size == b.size:
             unify(a, b)
+        elif a.size == 1 or b.size == 1:
+            one, other, waiting = (a, b, right) if a.size == 1 else (b, a, left)
+            outer, inner = lead(other)
+            if outer is UNIT:
+                raise Conflict("a sum seen as a single unit")
+            unify(outer, one)
+            waiting += factors(inner)[::-1]
         elif (rest := sizes.exact_div(a.size, b.size)) is not None:
             outer, inner = split(a, b.size, rest)
             unify(outer, b)
@@ -163,6 +174,20 @@ def _unify_products(left: list[Axis], right: list[Axis]) -> None:
             raise Conflict(f"products that cut between {a.size} and {b.size}")
     if left or right:
         raise Conflict("products of different sizes")
+
+
+def lead(axis: Axis) -> tuple[Axis, Axis]:
+    """See `axis` as the product of an axis of size 1, which may grow, and what it is: one that is no sum."""
+    root = axis.root()
+    if root.form == "+":
+        return UNIT, root
+    if root.form == "atom":
+        root.parts, root.form = (Axis(1), Axis(root.size)), "*"
+    first, *rest = factors(root)
+    if first.size != 1:
+        first, inner = lead(first)
+        rest = [inner, *rest]
+    return first, product(rest)
 
 
 def split(axis: Axis, outer: Dim, inner: Dim) -> tuple[Axis, Axis]:
@@ -221,9 +246,9 @@ def _split_sum(root: Axis, outer: Dim, inner: Dim) -> tuple[Axis, Axis]:
 
 
 def _unify_sums(left: Axis, right: Axis) -> None:
-    cuts = _boundaries(summands(left))
-    cut(right, cuts)
-    cut(left, _boundaries(summands(right)))
+    units = any(part.size == 1 and part is not UNIT for part in (*summands(left), *summands(right)))
+    cut(right, _boundaries(summands(left)), units)
+    cut(left, _boundaries(summands(right)), units)
     for a, b in zip(summands(left), summands(right), strict=True):
         unify(a, b)
 
@@ -236,32 +261,34 @@ def _boundaries(parts: Sequence[Axis]) -> list[Dim]:
     return positions
 
 
-def cut(axis: Axis, positions: Sequence[Dim]) -> list[Axis]:
-    """See `axis` as a sum cut at `positions` (increasing, inside it); the pieces between the cuts."""
+def cut(axis: Axis, positions: Sequence[Dim], units: bool = False) -> list[Axis]:
+    """See `axis` as a sum cut at `positions` (increasing, inside it); the pieces between the cuts. With `units` those
+    of size 1 are axes, too."""
     root = axis.root()
     if not positions:
         return [root]
     if root.form == "atom":
         ends = [*positions, root.size]
-        root.parts = tuple(atom(sizes.sub(end, start)) for start, end in zip([0, *positions], ends, strict=True))
+        made = Axis if units else atom
+        root.parts = tuple(made(sizes.sub(end, start)) for start, end in zip([0, *positions], ends, strict=True))
         root.form = "+"
         return list(root.parts)
     if root.form == "*":
-        return _cut_product(root, positions)
-    return _cut_sum(root, positions)
+        return _cut_product(root, positions, units)
+    return _cut_sum(root, positions, units)
 
 
-def _cut_product(root: Axis, positions: Sequence[Dim]) -> list[Axis]:
+def _cut_product(root: Axis, positions: Sequence[Dim], units: bool) -> list[Axis]:
     outer, *rest = factors(root)
     inner = sizes.total(part.size for part in rest)
     shares = [sizes.exact_div(position, inner) for position in positions]
     found = [share for share in shares if share is not None]
     if len(found) < len(shares):
         raise Conflict(f"a cut at {positions[0]} through units of {inner}")
-    return [product([piece, *rest]) for piece in cut(outer, found)]
+    return [product([piece, *rest]) for piece in cut(outer, found, units)]
 
 
-def _cut_sum(root: Axis, positions: Sequence[Dim]) -> list[Axis]:
+def _cut_sum(root: Axis, positions: Sequence[Dim], units: bool) -> list[Axis]:
     waiting = list(positions)[::-1]
     pieces: list[list[Axis]] = [[]]
     start: Dim = 0
@@ -270,7 +297,7 @@ def _cut_sum(root: Axis, positions: Sequence[Dim]) -> list[Axis]:
         inside: list[Dim] = []
         while waiting and _within(start, waiting[-1], end):
             inside.append(sizes.sub(waiting.pop(), start))
-        first, *others = cut(part, inside)
+        first, *others = cut(part, inside, units)
         pieces[-1].append(first)
         pieces += [[piece] for piece in others]
         if waiting and waiting[-1] == end:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from graphgrow.cli.check import check, diff
+from graphgrow.cli.coordinates import coord_check
 from graphgrow.cli.door import Door, prepare
 from graphgrow.cli.files import export, trace
 from graphgrow.cli.look import axes, passes
@@ -17,7 +18,7 @@ app = typer.Typer(
     name="graphgrow", cls=Door, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-for command in (trace, axes, passes, plan, apply, check, diff, export):
+for command in (trace, axes, passes, plan, apply, check, diff, export, coord_check):
     app.command()(command)
 
 

@@ -71,6 +71,10 @@ def export(
     out: Output = None,
     like: Like = None,
     opset: Annotated[int | None, typer.Option(help="Of the ONNX file.", show_default=False)] = None,
+    sparse_initializers: Annotated[
+        bool,
+        typer.Option("--sparse-initializers", help="Store weights that are mostly zero as sparse tensors."),
+    ] = False,
     force: Force = False,
     trust_pickle: Trust = False,
     as_json: AsJson = False,
@@ -81,16 +85,16 @@ def export(
         named = _named(out, beside(model, "", ".onnx"), "export", model)
         folder = origin(named, model, like) if like is not None or not named.suffix else None
         target = folder_output(named, [model], force) if folder else output(named, [model], KINDS, force)
-        if opset is not None and target.suffix != ".onnx":
-            raise OptionError(
-                found=f"--opset {opset} for a {target.suffix} file", fix="leave it out: opsets are ONNX's"
-            )
+        for option, given in ((f"--opset {opset}", opset is not None), ("--sparse-initializers", sparse_initializers)):
+            if given and target.suffix != ".onnx":
+                what = f"a {target.suffix} file" if target.suffix else "a folder"
+                raise OptionError(found=f"{option} for {what}", fix="leave it out: it is for ONNX files")
         program = load(model, trust_pickle, shown)
         if folder:
             found = huggingface(program, target, folder, shown)[1]
         else:
             with shown.working(f"writing {target} and comparing it"):
-                found = _export(program, target, opset)
+                found = _export(program, target, opset, sparse_initializers)
         kind = "huggingface" if folder else target.suffix[1:]
         shown.emit({"model": model, "output": str(target), "format": kind, **found.value})
         shown.show(found.text)
@@ -104,13 +108,11 @@ class Written:
     value: dict[str, Any]
 
 
-def _export(program: Program, target: Path, opset: int | None) -> Written:
+def _export(program: Program, target: Path, opset: int | None, sparse: bool) -> Written:
     from graphgrow import export
 
     if target.suffix == ".onnx":
-        return _onnx(
-            export.export_onnx(program, target) if opset is None else export.export_onnx(program, target, opset=opset)
-        )
+        return _onnx(export.export_onnx(program, target, opset=opset or export.OPSET, sparse_initializers=sparse))
     if target.suffix == ".pt2":
         files: tuple[Path, ...] = (export.export_pt2(program, target),)
     else:
@@ -148,11 +150,13 @@ def _onnx(found: OnnxReport) -> Written:
     if found.deviation is not None and found.tolerance is not None:
         near = f"{found.deviation:.1e} from the module, of {found.tolerance:.1e} allowed"
         lines.append(f"ran     in ONNX Runtime at {len(found.sizes)} sizes: at most {near}")
+    if found.sparse:
+        lines.append(f"stored  {found.sparse} weights as sparse tensors; ONNX Runtime makes them dense at load")
     text = "\n".join([*lines, "", f"wrote {' and '.join(files)} ({found.bytes:,} bytes, opset {found.opset})"])
     value = {
         "files": files, "bytes": found.bytes, "opset": found.opset, "inputs": dict(found.inputs),
         "outputs": dict(found.outputs), "deviation": found.deviation, "tolerance": found.tolerance,
-        "sizes": [dict(sizes) for sizes in found.sizes],
+        "sizes": [dict(sizes) for sizes in found.sizes], "sparse": found.sparse,
     }  # fmt: skip
     return Written(text, value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from graphgrow.recipe import Recipe
     from graphgrow.report import Cost
     from graphgrow.rewrite import Data
+    from graphgrow.target import Planned
 
 _SPEC = "A pass, as widen or widen:axis=mlp,factor=1.5; several run in order."
 
@@ -32,6 +34,10 @@ def apply(
     recipe: Annotated[
         Path | None,
         typer.Option("--recipe", metavar="FILE", help="A YAML file with passes, or a target.", show_default=False),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NAME=N", help="What to grow to: params=2x, params=350M or sizes.", show_default=False),
     ] = None,
     out: Output = None,
     like: Like = None,
@@ -58,18 +64,21 @@ def apply(
     """
     with screen(as_json, quiet) as shown:
         given = sizes(at)
-        written = _recipe(recipe, passes) if recipe is not None else None
+        written = _recipe(recipe, target, passes)
         pipeline = _pipeline(passes, seed, shown) if written is None else None
         words = "-".join(one.name for one in pipeline.passes) if pipeline else Path(recipe or "").stem
-        target = Target.of(model, out if out is not None else beside(model, words), like, force, dry_run)
+        words = re.sub(r"[^A-Za-z0-9.]+", "-", target) if target is not None else words
+        place = Target.of(model, out if out is not None else beside(model, words), like, force, dry_run)
         if written is not None and written.passes is not None:
             _pipeline(written.checked(), seed, shown)  # before the model is read
-        old = load(model, trust_pickle, shown, lazy=streams(model, target.path, stream))
+        old = load(model, trust_pickle, shown, lazy=streams(model, place.path, stream))
+        found = None
         if written is not None:
-            with located(str(recipe)):
-                pipeline = written.pipeline(old, seed)
+            with located(str(recipe or f"--target {target}")):
+                found = written.planned(old)
+                pipeline = _pipeline(found.specs, written.seed if seed is None else seed, shown)
         assert pipeline is not None
-        target.rewrite(old, pipeline, given, shown, batches(data, old))
+        place.rewrite(old, pipeline, given, shown, batches(data, old), found)
 
 
 @dataclass(frozen=True)
@@ -92,11 +101,14 @@ class Target:
         return cls(model, path, folder, dry_run)
 
     def rewrite(
-        self, old: Program, pipeline: Pipeline, given: Mapping[str, int], shown: Screen, data: Data = ()
-    ) -> None:
+        self, old: Program, pipeline: Pipeline, given: Mapping[str, int], shown: Screen, data: Data = (),
+        planned: Planned | None = None,
+    ) -> None:  # fmt: skip
         """Run the passes, write what comes out, and tell."""
         from graphgrow.report import cost
 
+        if planned is not None:
+            shown.show(*filter(None, [str(planned)]), *(f"--pass {spec}" for spec in planned.specs), "")
         with located(f"--at {','.join(f'{name}={size}' for name, size in given.items())}"):
             before = cost(old, given)
         new = _run(pipeline, old, shown, data)
@@ -111,6 +123,7 @@ class Target:
                 config = written.value["config"]
         files = {"input": self.model, "output": None if self.dry_run else str(self.path), "dry_run": self.dry_run}
         files |= {"config": config} if config else {}
+        files |= planned.value if planned else {}
         _tell(shown, files, costs, new.journal[len(old.journal) :])
 
 
@@ -122,6 +135,9 @@ def plan(
     kv_heads: Annotated[int | None, typer.Option(help="Number of key and value heads.", show_default=False)] = None,
     head_size: Annotated[int | None, typer.Option(help="Size of keys and values.", show_default=False)] = None,
     mlp: Annotated[int | None, typer.Option(help="Inner size of MLPs.", show_default=False)] = None,
+    params: Annotated[
+        str | None, typer.Option(help="Number of parameters, as 2x or 350M: finds the sizes.", show_default=False)
+    ] = None,
     out: Output = None,
     like: Like = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do and check everything, but write nothing.")] = False,
@@ -139,29 +155,34 @@ def plan(
     with screen(as_json, quiet) as shown:
         target = Target.of(model, out, like, force, dry_run) if out is not None else None
         old = load(model, trust_pickle, shown, lazy=streams(model, out, stream))
-        from graphgrow.plan import Sizes, measured, plan
+        from graphgrow.plan import Sizes, measured
+        from graphgrow.target import planned
 
         wanted = Sizes(hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, head_size=head_size, mlp=mlp)
         with located(model):
-            specs = plan(old, wanted)
+            found = planned(old, wanted, params)
         if target is None and dry_run:
             target = Target(model, Path(), None, dry_run)
         if target is not None:
-            shown.show(*(f"--pass {spec}" for spec in specs), "")
-            target.rewrite(old, _pipeline(specs, seed, shown), {}, shown)
+            target.rewrite(old, _pipeline(found.specs, seed, shown), {}, shown, planned=found)
             return
-        shown.emit({"model": model, "passes": list(specs)})
-        line = " ".join(f"--pass {spec}" for spec in specs)
-        shown.show(f"it has {measured(old)}", "", f"graphgrow apply {model} {line}", "")
+        shown.emit({"model": model, "passes": list(found.specs), **found.value})
+        line = " ".join(f"--pass {spec}" for spec in found.specs)
+        shown.show(f"it has {measured(old)}", *filter(None, [str(found)]), "", f"graphgrow apply {model} {line}", "")
         shown.show("nothing was written: -o OUT applies them")
 
 
-def _recipe(path: Path, passes: Sequence[str]) -> Recipe:
+def _recipe(path: Path | None, target: str | None, passes: Sequence[str]) -> Recipe | None:
+    """What is written down, in a file or as a target, unless passes are named."""
     from graphgrow.recipe import Recipe
 
-    if passes:
-        raise OptionError(found=f"--recipe {path} and --pass {passes[0]}", fix="give one of both")
-    return Recipe.read(path)
+    options = {"--recipe": path, "--target": target, "--pass": passes[0] if passes else None}
+    given = [f"{name} {value}" for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise OptionError(found=" and ".join(given), fix="give one of both")
+    if path is not None:
+        return Recipe.read(path)
+    return Recipe.toward(target) if target is not None else None
 
 
 def _pipeline(specs: Sequence[str], seed: int | None, shown: Screen) -> Pipeline:

@@ -70,6 +70,21 @@ class Screen:
             task = bar.add_task(text, total=total)
             yield lambda count: bar.advance(task, count)
 
+    @contextmanager
+    def steps(self, text: str, total: int) -> Generator[Callable[[], None]]:
+        """Show on a terminal how many of so many steps are done; gives what to call after each."""
+        if self.quiet or not self.err.is_terminal:
+            yield lambda: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                       TimeRemainingColumn(), console=self.err, transient=True, redirect_stdout=False,
+                       redirect_stderr=False)  # fmt: skip
+        with bar:
+            task = bar.add_task(text, total=total)
+            yield lambda: bar.advance(task)
+
 
 def _console(file: Any) -> Console:
     from rich.console import Console

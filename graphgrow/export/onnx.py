@@ -21,9 +21,12 @@ from graphgrow.errors import ExportError
 from graphgrow.export.agreement import Agreement, Deviation, Run
 from graphgrow.export.capture import brief, prepared, quiet
 from graphgrow.export.interface import Interface, input_types, output_types
+from graphgrow.export.sparse import with_sparse_initializers
 from graphgrow.export.translate import translated
 from graphgrow.program import Program
+from graphgrow.rewrite.fold import folded
 
+OPSET = 20  # safe: at 23 ONNX Runtime rejects some rotary embeddings
 # protobuf ends at 2 GiB; the graph itself needs some room beside the tensors.
 _INSIDE = 2_000_000_000  # bytes of tensors up to which a file holds them itself
 
@@ -42,17 +45,21 @@ class OnnxReport:
     deviation: float | None = None
     tolerance: float | None = None
     sizes: tuple[Mapping[str, int], ...] = ()  # tried in ONNX Runtime
+    sparse: int = 0  # weights stored as sparse tensors
 
 
 def export_onnx(
     program: Program,
     path: str | Path,
     *,
-    opset: int = 20,
+    opset: int = OPSET,
     check: bool = True,
     sizes: Sequence[Mapping[str, int]] | None = None,
+    sparse_initializers: bool = False,
 ) -> OnnxReport:
     """Write the program, in evaluation mode, as an ONNX file with its dynamic sizes; it appears complete or not at all.
+    Masks are multiplied into their weights. `sparse_initializers` stores what is mostly zeros (more than two thirds
+    of a float32 weight) as sparse tensors: a smaller file, which ONNX Runtime makes dense when it loads it.
 
     With `check`, ONNX Runtime first runs the file on the CPU, on random inputs of several sizes (or of `sizes`,
     such as `[{"batch": 1, "sequence": 9}]`), and must agree with the module. From 2 GB on the weights are in
@@ -60,27 +67,29 @@ def export_onnx(
     """
     target = Path(path).resolve()
     ready = prepared(program, str(path))
-    interface = Interface.of(ready.graph)
+    plain = folded(ready)
+    interface = Interface.of(plain.graph)
     with (
         atomic_file(path, needed=sum(tensor.nbytes for tensor in ready.tensors.values())) as place,
         TemporaryDirectory(prefix=f".{place.stem}", dir=place.parent) as folder,
     ):
         agreement = Agreement(ready, interface.outputs, sizes) if check else None
         draft = Path(folder, target.name)
-        data = _written(translated(ready, interface, opset, str(path)), draft)
-        _require_valid(draft, opset)
+        data = _written(translated(plain, interface, opset, str(path), program.digest), draft)
+        sparse = _sparse(draft, data) if sparse_initializers else 0
+        _require_valid(draft, opset, typed=not sparse)
         found = agreement.require(_runtime(draft, ready, opset), "an ONNX file") if agreement else None
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
         if data is not None:
             with atomic_file(target.with_name(data.name)) as beside:
                 os.replace(data, beside)
         os.replace(draft, place)
-    return _report(Path(path), size, opset, ready, interface, data, found, agreement)
+    return _report(Path(path), size, opset, ready, interface, data, found, agreement, sparse)
 
 
 def _report(
     path: Path, size: int, opset: int, program: Program, interface: Interface, data: Path | None,
-    found: Deviation | None, agreement: Agreement | None,
+    found: Deviation | None, agreement: Agreement | None, sparse: int,
 ) -> OnnxReport:  # fmt: skip
     return OnnxReport(
         path=path,
@@ -92,6 +101,7 @@ def _report(
         deviation=found.worst if found else None,
         tolerance=found.tolerance if found else None,
         sizes=agreement.sizes if agreement else (),
+        sparse=sparse,
     )
 
 
@@ -108,11 +118,19 @@ def _written(model: Any, draft: Path) -> Path | None:
     return data
 
 
-def _require_valid(draft: Path, opset: int) -> None:
+def _sparse(draft: Path, data: Path | None) -> int:
+    if data is not None:
+        fix = "leave --sparse-initializers out"
+        raise ExportError(found="sparse initializers beside weights in a file of their own", where="2 GB", fix=fix)
+    return with_sparse_initializers(draft)
+
+
+def _require_valid(draft: Path, opset: int, typed: bool) -> None:
+    """`typed`: infer all types too, which onnx can't do where a dense operator reads a sparse initializer."""
     import onnx
 
     try:
-        onnx.checker.check_model(str(draft), full_check=draft.stat().st_size < _INSIDE)
+        onnx.checker.check_model(str(draft), full_check=typed and draft.stat().st_size < _INSIDE)
     except Exception as error:  # of onnx.checker and of protobuf
         raise _refused(f"a file that onnx.checker refuses: {brief(error)}", opset) from error
 

@@ -23,8 +23,9 @@ from graphgrow.program import Program
 _OPSETS = range(18, 26)  # what torch.onnx can write and ONNX Runtime reads
 
 
-def translated(program: Program, interface: Interface, opset: int, path: str) -> Any:
-    """The ONNX model (of onnx_ir) of a program. Raises ExportError where torch.onnx can't convert it."""
+def translated(program: Program, interface: Interface, opset: int, path: str, digest: str) -> Any:
+    """The ONNX model (of onnx_ir) of a program, with the digest of what it was made from. Raises ExportError where
+    torch.onnx can't convert it."""
     if opset not in _OPSETS:
         fix = f"use {_OPSETS[0]} to {_OPSETS[-1]}; 20 is a safe choice"
         raise OptionError(found=f"opset {opset}", where="export_onnx", fix=fix)
@@ -38,7 +39,7 @@ def translated(program: Program, interface: Interface, opset: int, path: str) ->
             made = _decomposed(program.graph, exported, opset, names, error, path)
         _require_dynamic(made.model, program, path)
         made.rename_axes(_axes(made.model, program))
-    return _plain(made.model, program)
+    return _plain(made.model, digest)
 
 
 def _converted(exported: ExportedProgram, opset: int, names: tuple[list[str], list[str]]) -> Any:
@@ -128,11 +129,11 @@ def _axes(model: Any, program: Program) -> dict[str, str]:
     return {found.value: size for _, size, found in _dimensions(model, program)}
 
 
-def _plain(model: Any, program: Program) -> Any:
+def _plain(model: Any, digest: str) -> Any:
     """The model without torch.onnx's notes on each node (they hold paths of this machine), with the digest."""
     for noted in _noted(model):
         noted.metadata_props.clear()
-    model.metadata_props["graphgrow.digest"] = program.digest
+    model.metadata_props["graphgrow.digest"] = digest
     return model
 
 

@@ -15,11 +15,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from graphgrow.certificate import Certificate
+from graphgrow.errors import OptionError
 from graphgrow.files import check
 from graphgrow.files.check import Json
 from graphgrow.files.nodes import located
 from graphgrow.files.text import graph_from_value, graph_to_text, parsed
 from graphgrow.graph import WEIGHTS, Graph, Kind, Tuning
+from graphgrow.patterns import Pattern
 
 DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in check.DTYPES}
 _TRAINABLE = frozenset(dtype for dtype in DTYPES.values() if dtype.is_floating_point or dtype.is_complex)
@@ -102,9 +104,21 @@ def _kinds(value: Json, tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
         if kind is None:
             raise check.bad(f"{check.shown(text)} as the kind of a tensor", where=f"tensor {name!r}")
         kinds[name] = kind
+        if kind.pattern and not _fits(kind.pattern, tensors[name]):
+            raise check.bad(f"the pattern {check.shown(kind.pattern)} of a mask", where=f"tensor {name!r}")
         if kind.role == "parameter" and kind.trainable and tensors[name].dtype not in _TRAINABLE:
             raise check.bad(f"a trainable parameter of {tensors[name].dtype}", where=f"tensor {name!r}")
     return kinds
+
+
+def _fits(text: str, mask: Tensor) -> bool:
+    """Whether a pattern is one, along dimensions that a mask of zeros and ones has."""
+    try:
+        found = Pattern.parse(text)
+    except OptionError:
+        return False
+    along = found.inputs is not None or found.kind == "unstructured"
+    return mask.dtype == torch.bool and along and all(dim < mask.dim() for dim, _ in found.steps)
 
 
 def _aliases(value: Json, tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -31,7 +31,8 @@ class Cell(NamedTuple):
 
 
 class Layout:
-    """How terms fall into cells when the atoms in `grown` take new sizes."""
+    """How terms fall into cells when the atoms in `grown` take new sizes. One that keeps its size has no new cell, but
+    the parts of a concatenation with it have a cell each."""
 
     def __init__(self, grown: Mapping[Atom, Dim]) -> None:
         self.grown = dict(grown)
@@ -47,6 +48,8 @@ class Layout:
             return (Cell(True, 0),)
         if isinstance(term, Atom):
             old, new = sizes.number(term.size), sizes.number(self.grown[term])
+            if old == new:
+                return (Cell(True, 0),)
             return (Cell(True, 0), Cell(False, 0, (new - old) / old, (new - old) % old == 0))
         parts = [self.cells(part) for part in term.parts]
         if isinstance(term, Sum):

@@ -24,7 +24,7 @@ from graphgrow.prove.rows import ROWS, Context, Number, Value, plain
 from graphgrow.sizes import Dim
 
 Place = tuple[int, ...]
-Strategy = Literal["zeros", "means", "copies"]
+Strategy = Literal["zeros", "means", "copies", "shares"]
 
 
 @dataclass(frozen=True)

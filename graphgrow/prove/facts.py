@@ -10,6 +10,8 @@ and UNDEFINED is what a logarithm or a quotient makes of it.
     c * constant    both: the original does not vary along the new dimensions
     affine          c times the original plus a number, on its way to lose that number (the 1 of Gemma's 1 + gain)
     names           of indices into complete copies: where the original names a unit, these name its copies, each once
+    share           of several blocks together: along some dimensions, what all copies of an old unit have (and what it
+                    has itself) adds up to c times the original; along the others it is a copy
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Cells: TypeAlias = NDArray[np.int32]
-Kind = Literal["free", "zero", "same", "mean", "constant", "affine", "names"]
+Kind = Literal["free", "zero", "same", "mean", "constant", "affine", "names", "share"]
 
 UNDEFINED, ANY, NONNEGATIVE, POSITIVE, ZERO, SAME, MEAN, CONSTANT, NAMES = range(9)
 _NAMES = {
@@ -33,11 +35,13 @@ _NAMES = {
 
 
 class Multiple(NamedTuple):
-    """A fact that follows from the original: `scale` times it, plus `shift` (of an affine one)."""
+    """A fact that follows from the original: `scale` times it, plus `shift` (of an affine one). Of a share `along` has
+    the dimensions."""
 
     kind: Kind
     scale: float
     shift: float = 0.0
+    along: tuple[int, ...] = ()
 
 
 _multiples: dict[Multiple, int] = {
@@ -47,18 +51,21 @@ _multiples: dict[Multiple, int] = {
     Multiple("names", 1.0): NAMES,
 }
 _by_number: dict[int, Multiple] = {number: multiple for multiple, number in _multiples.items()}
+_shares: set[int] = set()
 
 
-def fact(kind: Kind, scale: float, shift: float = 0.0) -> int:
+def fact(kind: Kind, scale: float, shift: float = 0.0, along: tuple[int, ...] = ()) -> int:
     """The number of a fact: the same one for scales that differ by rounding only."""
     scale, shift = settle(scale), settle(shift)
     if kind == "affine" and shift == 0:
         kind = "same"
     if scale == 0 == shift:
-        return ZERO
-    key = Multiple(kind, scale, shift)
+        return ZERO if kind != "share" else ANY
+    key = Multiple(kind, scale, shift, along)
     number = _multiples.setdefault(key, len(_multiples) + SAME)
     _by_number.setdefault(number, key)
+    if kind == "share":
+        _shares.add(number)
     return number
 
 
@@ -107,6 +114,9 @@ def text(number: int) -> str:
     if number in _NAMES:
         return _NAMES[number]
     found = multiple(number)
+    if found.kind == "share":
+        times = "" if found.scale == 1 else f"{found.scale:g} times "
+        return f"shares that add up to {times}the same along dimension {' and '.join(map(str, found.along))}"
     what = {
         "same": "the same",
         "mean": "the mean",
@@ -167,7 +177,7 @@ def plus(left: int, right: int) -> int:
     if free(left) or free(right) or ZERO in (left, right):
         return _free_sum(left, right)
     first, second = multiple(left), multiple(right)
-    if {"affine", "names"} & {first.kind, second.kind} or first.scale != second.scale:
+    if {"affine", "names", "share"} & {first.kind, second.kind} or first.scale != second.scale:
         return ANY
     if second.kind in (first.kind, "constant"):
         return left
@@ -230,3 +240,23 @@ def functional(*cells: Cells) -> Cells:
 def product(facts: Sequence[int]) -> int:
     """A product of several factors."""
     return reduce(times, facts)
+
+
+def unshared(cells: Cells) -> Cells:
+    """Facts without shares, of which a row that does not know the others can say nothing."""
+    if not _shares or not (shared := np.isin(cells, list(_shares))).any():
+        return cells
+    return np.where(shared, ANY, cells).astype(np.int32)
+
+
+def permuted(cells: Cells, order: Sequence[int]) -> Cells:
+    """Facts with dimensions in another order: shares follow theirs."""
+
+    def follows(number: int) -> int:
+        if kind(number) != "share":
+            return number
+        found = multiple(number)
+        return fact(*found[:3], tuple(sorted(order.index(dim) for dim in found.along)))
+
+    moved = np.transpose(cells, order)
+    return moved if unshared(cells) is cells else each(follows, moved)

@@ -2,9 +2,10 @@
 
 A node's number stands for its operator, the numbers of what it reads, and its other arguments; a parameter's for its
 contents. These laws bring different graphs together: x + 0 = x; an operator that does nothing to its own results
-(relu(relu(x)) = relu(x), also through max-pooling) is left out; so is a reshape to the shape from before another one;
-all zeros of one type are equal; contractions are einsums, and what they add is a sum; and what is the same for all
-experts is what each of them has, also when it is added up with weights that sum to one (`mixtures`).
+(relu(relu(x)) = relu(x), also through max-pooling) is left out; so is a reshape to the shape from before another one,
+and a permutation that moves dimensions of size 1 is a reshape; all zeros of one type are equal; contractions are
+einsums, and what they add is a sum; and what is the same for all experts is what each of them has, also when it is
+added up with weights that sum to one (`mixtures`).
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ class Numbering:
             return first
         if node.op == "aten.to.dtype" and self.values[first].type == node.type:
             return first
-        if ops.kind(node.op) == "reshape" and first >= 0:
-            return self._reshaped(value)
+        if first >= 0 and (ops.kind(node.op) == "reshape" or _moves_ones(node, self.values[first].type)):
+            return self._reshaped(value._replace(op="aten.reshape.default"))
         if node.op.startswith(_DRAWS):
             draws[value] += 1
             value = value._replace(rest=(value.rest, draws[value]))
@@ -166,6 +167,15 @@ class Numbering:
         while made.op in _CHOOSES:
             made = self.values[made.first]
         return made.op == value.op and made.rest == value.rest
+
+
+def _moves_ones(node: Node, kind: Hashable) -> bool:
+    """Whether dimensions of size 1 change places, and no others."""
+    dims = node.args[1] if ops.kind(node.op) == "permute" else None
+    if not isinstance(dims, tuple) or not isinstance(kind, TensorType):
+        return False
+    order = [dim % len(dims) for dim in dims if isinstance(dim, int) and kind.shape[dim] != 1]
+    return order == sorted(order)
 
 
 def summand(graph: Graph, node: Node, zeros: Set[str]) -> str | None:

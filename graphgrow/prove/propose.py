@@ -1,20 +1,22 @@
 """Proposals: assignments from which a proof may go through. They need not be right; `Prover` judges them.
 
 Three are tried. *Zeros*: every new block is zero. *Means*: what is written into the stream gets the mean of its old
-units (layer norm's mean rule). *Copies*: every new unit copies an old one. On the way scales are repaired: where a
-value has become a multiple of the original's, the first parameter that multiplies it takes the inverse (a norm's gain),
-a number added to it follows (a norm's eps), and, failing that, the nearest weights before it do.
+units (layer norm's mean rule). *Copies*: every new unit copies an old one. Failing these, each axis takes the first of
+them by which it grows alone. *Shares*, where they are asked for: copies, and weights that do nothing but sum over them
+hold shares that add up to the old weights. On the way scales are repaired: where a value has become a multiple of the
+original's, the first parameter that multiplies it takes the inverse (a norm's gain), a number added to it follows (a
+norm's eps), and, failing that, the nearest weights before it do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from graphgrow import ops
 from graphgrow.axes import Atom, Sum, Term
-from graphgrow.axes.contractions import operands
+from graphgrow.axes.contractions import equation, operands
 from graphgrow.graph import Argument, Graph, Node, Ref
 from graphgrow.prove.engine import Assignment, Block, Prover, Strategy, parts
 from graphgrow.prove.facts import MEAN, POSITIVE, SAME, UNDEFINED, ZERO, Cells, fact, kind, multiple, scale
@@ -23,9 +25,13 @@ from graphgrow.prove.rows.contractions import attention_scores, multiplied
 from graphgrow.prove.rows.norms import normalised
 from graphgrow.prove.rows.pointwise import CHOICES, HOMOGENEOUS, LINEAR, POWERS, PRODUCTS, QUOTIENTS, SUMS, short
 
-STRATEGIES: tuple[Strategy, ...] = ("zeros", "means", "copies")
+STRATEGIES: tuple[Strategy, ...] = ("zeros", "means", "copies", "shares")
+BY_ITSELF = STRATEGIES[:3]
 Part = tuple[int, frozenset[int]]  # of a parameter: a dimension and its cells
+_ATTEMPTS = 3  # at weights before a value, the nearest first
 _NEAR = 100  # nodes between a value and the weights it comes from
+Way = Strategy | Mapping[int, Strategy]  # one for all axes, or one for each, by its number
+_STREAMS = 8  # axes for which strategies are looked for one by one
 _CASTS = {"aten.to.dtype", "aten.clone.default", "aten.detach.default"}
 _MOVES = {"reshape", "permute", "unsqueeze", "expand", "slice", "select", "split", "getitem", "cat", "stack", "unbind",
           "repeat", "repeat_interleave", "sum", "mean", "flip", "roll"}  # fmt: skip
@@ -36,20 +42,45 @@ def proposals(
 ) -> tuple[Assignment, str]:
     """The first proposal that holds; or the one that came furthest, and why it does not hold."""
     failed: list[tuple[int, tuple[Assignment, str]]] = []
-    for strategy in strategies or STRATEGIES:
-        found = propose(prover, strategy, numbers)
+    for way in ways(prover, numbers, strategies or BY_ITSELF):
+        found = propose(prover, way, numbers)
         if not found[1]:
             return found
         failed.append((len(prover.values), found))
     return max(failed, key=lambda one: one[0])[1]
 
 
-def propose(
-    prover: Prover, strategy: Strategy, numbers: Mapping[Number, float] | None = None
-) -> tuple[Assignment, str]:
-    """One proposal, with scales repaired, and why it does not hold (empty when it does)."""
-    start = _START[strategy]
-    return _Repair(prover, {block: start(prover, block) for block in prover.blocks}, dict(numbers or {})).run()
+def ways(prover: Prover, numbers: Mapping[Number, float], strategies: Sequence[Strategy]) -> Iterator[Way]:
+    """The ways to keep the function: each strategy for all axes, then for each axis (where they are few) the first by
+    which it grows alone, where these differ."""
+    yield from strategies
+    found: dict[int, Strategy] = {}
+    grown = prover.layout.grown
+    for atom, size in grown.items() if len(grown) <= _STREAMS else ():
+        alone = Prover(prover.axes, {atom: size}, prover.fixed, prover.extend_outputs)
+        alike: list[Strategy] = [way for way in strategies if way in BY_ITSELF]
+        first: Strategy | None = next((way for way in alike if not propose(alone, way, numbers)[1]), None)
+        if first is None:
+            return
+        found[atom.number] = first
+    if len(set(found.values())) > 1:
+        yield found
+
+
+def propose(prover: Prover, strategy: Way, numbers: Mapping[Number, float] | None = None) -> tuple[Assignment, str]:
+    """One proposal, with scales repaired, and why it does not hold (empty when it does). With a strategy for each axis,
+    what is new in several is as the first of zero, mean and copy that one of them has."""
+
+    def start(block: Block) -> int:
+        if isinstance(strategy, str):
+            return _START[strategy](prover, block)
+        terms = prover.axes.parameters[block.parameter]
+        new = {atom.number for dim in block.dims for atom in terms[dim].atoms} & strategy.keys()
+        facts = {_START[strategy[number]](prover, block) for number in new}
+        return next(known for known in (ZERO, MEAN, SAME) if known in facts)
+
+    blocks = {block: start(block) for block in prover.blocks}
+    return _Repair(prover, blocks | (_shares(prover) if strategy == "shares" else {}), dict(numbers or {})).run()
 
 
 def chosen(graph: Graph, numbers: Mapping[Number, float]) -> dict[Number, float]:
@@ -104,7 +135,42 @@ _START: dict[Strategy, Callable[[Prover, Block], int]] = {
     "zeros": lambda _, __: ZERO,
     "means": _written,
     "copies": lambda _, __: SAME,
+    "shares": lambda _, __: SAME,
 }
+
+
+def _shares(prover: Prover) -> dict[Block, int]:
+    """Shares in all blocks of weights that only sum over grown dimensions, the same ones in every use."""
+    found: dict[Block, int] = {}
+    for name, node in prover.graph.parameters.items():
+        if node.name in prover.touched and node.tensor.dtype.startswith(("weights", "float", "bfloat")):
+            uses = set(_sums(prover, node))
+            along = uses.pop() if len(uses) == 1 else ()
+            found |= dict.fromkeys(prover.blocks_of(name), fact("share", 1.0, along=along)) if along else {}
+    return found
+
+
+def _sums(prover: Prover, parameter: Node) -> Iterator[tuple[int, ...]]:
+    """For every use of a parameter the grown dimensions that it sums over."""
+    terms = prover.axes.terms
+    waiting = [(parameter, tuple(range(len(terms[parameter.name]))))]
+    while waiting:
+        node, dims = waiting.pop()
+        for user in prover.graph.users[node.name]:
+            op, here = ops.kind(user.op), Ref(node.name)
+            if user.op in _CASTS:
+                waiting.append((user, dims))
+            elif op == "permute":
+                waiting.append((user, tuple(dims[dim] for dim in prover.context.dims(user, 1, "dims"))))
+            elif op == "convolution" and user.args[1] == here and user.argument(6, "groups", 1) == 1:
+                yield tuple(dims[d] for d in ["transpose" not in user.op] if prover.layout.touches(terms[node.name][d]))
+            elif op == "contraction" and here in (factors := operands(user)[0]) and here != operands(user)[1]:
+                inputs, output = equation(user, [len(prover.context.terms(factor)) for factor in factors])
+                for text in (text for text, factor in zip(inputs, factors, strict=True) if factor == here):
+                    grown = [d for d, term in enumerate(terms[node.name]) if prover.layout.touches(term)]
+                    yield tuple(sorted(dims[d] for d in grown if text[d] not in output))
+            else:
+                yield ()
 
 
 def _undefined(value: Value) -> bool:
@@ -117,6 +183,7 @@ class _Repair:
     def __init__(self, prover: Prover, blocks: dict[Block, int], numbers: dict[Number, float]) -> None:
         self.prover, self.blocks, self.numbers = prover, blocks, numbers
         self.graph, self.context = prover.graph, prover.context
+        self.avoided: set[str] = set()  # parameters that a scale was tried on without success
 
     def run(self) -> tuple[Assignment, str]:
         prover = self.prover
@@ -136,13 +203,19 @@ class _Repair:
                 self._define(node)
             if node.op == "parameter" or prover.old_facts(node.name) == {SAME}:
                 continue
+            self._settle(node, index)
             self._absorb(node, index)
             if prover.lost(node.name) and not self._rescale_operands(node, index):
                 return prover.explain(node.name)
         for name in self.graph.output_names:
             factor = self._uniform(name)
             if factor not in (None, 1.0) and name not in prover.touched:
-                self._rescale(name, 1 / (factor or 1.0), len(self.graph.nodes), lambda: self._uniform(name) == 1.0)  # noqa: B023
+                node, end = self.graph[name], len(self.graph.nodes)
+                factors = operands(node)[0] if ops.kind(node.op) == "contraction" else []
+                # The weight of the last contraction may be tied: then what it multiplies follows.
+                for value in (name, *(ref.name for ref in factors if isinstance(ref, Ref))):
+                    if self._rescale(value, 1 / (factor or 1.0), end, lambda: self._uniform(name) == 1.0):  # noqa: B023
+                        break
         return prover.failure()
 
     def _uniform(self, name: str) -> float | None:
@@ -178,6 +251,16 @@ class _Repair:
         for name in parameters:
             found = [(block, self.blocks.get(block)) for block in self.prover.blocks_of(name)]
             self.prover.given[name] = [(block.cell, known) for block, known in found if known is not None]
+
+    def _settle(self, node: Node, index: int) -> None:
+        """Where a number that multiplies is given, and what follows is no weight, the weights before it take the
+        inverse: what is added to the value needs it as it was."""
+        if (node.name, ("args", 1)) not in self.numbers or not _is_factor(node):
+            return
+        factor = self._uniform(node.name)
+        if factor in (None, 1.0) or all(ops.kind(user.op) == "contraction" for user in self.graph.users[node.name]):
+            return
+        self._rescale(node.name, 1 / (factor or 1.0), index, lambda: self._uniform(node.name) == 1.0)
 
     # Forward: the first parameter that multiplies
 
@@ -256,7 +339,7 @@ class _Repair:
             if number >= SAME:
                 found = multiple(number)
                 kind_ = "affine" if found.kind == "same" else found.kind
-                self.blocks[block] = fact(kind_, found.scale * factor, found.shift * factor + shift)
+                self.blocks[block] = fact(kind_, found.scale * factor, found.shift * factor + shift, found.along)
         self._give([parameter])
 
     # Backward: the nearest weights before
@@ -283,10 +366,21 @@ class _Repair:
         return False
 
     def _rescale(self, name: str, factor: float, index: int, good: Callable[[], bool]) -> bool:
-        """Multiply the weights that a value comes from: all their blocks, or the part of a fused weight."""
-        weights = self._weights(name, set())
-        if not weights:
-            return False
+        """Multiply the weights that a value comes from: all their blocks, or the part of a fused weight. Where the
+        nearest have other uses too (a tied head), those before them."""
+        self.avoided.clear()
+        for _ in range(_ATTEMPTS):
+            weights = self._weights(name, set())
+            if not weights:
+                return False
+            if self._rescale_one(weights, name, factor, index, good):
+                return True
+            self.avoided |= {self.graph.parameters[weight].name for weight in weights}
+        return False
+
+    def _rescale_one(
+        self, weights: Sequence[str], name: str, factor: float, index: int, good: Callable[[], bool]
+    ) -> bool:
         if self._try(weights, factor, None, index, good):
             return True
         for dim, term in enumerate(self.prover.axes.parameters[weights[0]]):
@@ -296,8 +390,9 @@ class _Repair:
                 part = frozenset(
                     cell for cell in cells if self._reaches(weights, (dim, frozenset((cell,))), name, index)
                 )
-                if part and self._try(weights, factor, (dim, part), index, good):
-                    return True
+                for some in dict.fromkeys((part, *(frozenset((cell,)) for cell in part))):
+                    if some and self._try(weights, factor, (dim, some), index, good):
+                        return True
         return False
 
     def _reaches(self, weights: Sequence[str], part: Part, name: str, index: int) -> bool:
@@ -351,11 +446,13 @@ class _Repair:
         seen.add(name)
         node = self.graph[name]
         if node.op == "parameter":
-            return [str(node.args[0])]
+            return None if name in self.avoided else [str(node.args[0])]
         op, short_ = ops.kind(node.op), short(node)
         if op == "contraction":
             factors, bias = operands(node)
             return self._one_of(factors, bias, seen)
+        if op == "embedding":
+            return self._one_of(node.args[:1], None, seen)
         if op == "convolution":
             return self._one_of(node.args[1:2], node.argument(2, "bias"), seen)
         if op == "layer_norm":
@@ -392,6 +489,13 @@ class _Repair:
 
     def _is_parameter(self, name: str) -> bool:
         node = self.graph[name]
-        while node.op in _CASTS or ops.kind(node.op) == "permute":
+        while node.op in _CASTS or ops.kind(node.op) == "permute" or self._masked(node):
             node = self.graph[next(iter(node.operands()))]
         return node.op == "parameter"
+
+    def _masked(self, node: Node) -> bool:
+        """Whether a node is the product of a parameter and its mask."""
+        kinds = [self.graph[name] for name in node.operands()]
+        return (
+            short(node) in PRODUCTS and [k.op for k in kinds] == ["parameter"] * 2 and kinds[1].tensor.dtype == "bool"
+        )

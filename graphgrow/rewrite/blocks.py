@@ -12,11 +12,12 @@ from torch import Tensor
 from graphgrow.axes import Atom, Sum, Term
 from graphgrow.errors import Refusal
 from graphgrow.prove import ANY, SAME, ZERO, Layout, free, kind, multiple
+from graphgrow.rewrite.shares import groups
 from graphgrow.rewrite.units import Positions, Resizing, runs, spans
 
 View = tuple[Tensor, list[slice]]
 Place = tuple[int, ...]
-Fill = Callable[[Tensor, Sequence[slice], int], None]  # values for a free block: its view, where it is, its fact
+Fill = Callable[[Tensor, Sequence[slice], int], None]  # values for a free block (its view, where it is, its fact)
 _BUFFER = 2**18  # values made at a time: what a core's cache holds
 
 
@@ -49,13 +50,15 @@ def grown(
     old: Tensor, new: Tensor, terms: Sequence[Term], resizing: Resizing, facts: Mapping[Place, int], fill: Fill
 ) -> Tensor:
     """`new` with the values that facts give it: the old units that stay, times what their block says, and new blocks;
-    `fill` makes those of free ones. Differentiable by `old`."""
+    `fill` makes those of free ones, and the noise of shares. Differentiable by `old`."""
     for origin, target in kept_views(old, new, resizing, terms):
         target.copy_(origin)
     layout = resizing.layout
     for cell, dims, views in view_cells(new, terms, resizing, layout):
         number = facts.get(cell, ANY if dims else SAME)
         if not dims and number == SAME:
+            continue
+        if kind(number) == "share":
             continue
         for view, at in views:
             if free(number):
@@ -66,6 +69,8 @@ def grown(
                 view.copy_(_taken(old, terms, resizing, number, at, dims))
             if not free(number) and number != ZERO:
                 _rescale(view, number)
+    for group in groups(terms, resizing, facts):
+        group.fill(old, new, lambda drawn, fact=group.fact: fill(drawn, (), fact))
     return new
 
 

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from graphgrow.axes import Atom, Term
 from graphgrow.program import Program
-from graphgrow.prove import SAME, Assignment, Number, Prover, multiple
+from graphgrow.prove import SAME, Assignment, Number, Prover, kind, multiple
 from graphgrow.prove.facts import ROUNDING
 from graphgrow.prove.propose import STRATEGIES, propose
 from graphgrow.rewrite.blocks import view_cells
 from graphgrow.rewrite.reading import Reader
 from graphgrow.rewrite.resize import Fills, literal, resize, resize_graph
+from graphgrow.rewrite.shares import groups
 from graphgrow.rewrite.units import Resizing, number
 
 Kept = Mapping[Atom, Sequence[int]]
@@ -69,18 +70,23 @@ def _divided(
     small: Program, large: Program, sizes: Mapping[Atom, int], proposal: Assignment, before: Mapping[str, float]
 ) -> Program:
     facts: dict[str, dict[tuple[int, ...], int]] = {}
+    divided = {block.parameter for block, fact in proposal.blocks.items() if not block.dims and fact != SAME}
     for block, fact in proposal.blocks.items():
-        if not block.dims and fact != SAME:
+        if block.parameter in divided:
             facts.setdefault(block.parameter, {})[block.cell] = fact
     tensors, resizing = dict(small.tensors), Resizing(sizes)
     for name, known in facts.items():
         terms = small.axes.parameters[name]
         whole = large.tensors[name].detach().to(torch.float64, copy=True)
-        for cell, _, views in view_cells(whole, terms, resizing, resizing.layout):
-            for view, _ in views if cell in known else ():
-                found = multiple(known[cell])
+        for cell, dims, views in view_cells(whole, terms, resizing, resizing.layout):
+            for view, _ in views if not dims and kind(known.get(cell, SAME)) != "share" else ():
+                found = multiple(known.get(cell, SAME))
                 view.sub_(found.shift).div_(found.scale)
-        tensors[name] = _first(whole, terms, resizing).to(tensors[name]).requires_grad_(tensors[name].requires_grad)
+        first = _first(whole, terms, resizing)
+        for group in groups(terms, resizing, known):
+            if all(resizing.layout.old(term)[place] for term, place in zip(terms, group.head, strict=True)):
+                group.total(whole, first)
+        tensors[name] = first.to(tensors[name]).requires_grad_(tensors[name].requires_grad)
     values = {place: literal(large, place) / factor for place, factor in proposal.numbers.items()}
     for place, value in values.items():
         known = before.get(place[0], value)

@@ -10,7 +10,8 @@ from torch import Tensor
 from graphgrow.axes import Atom, Axes, Term
 from graphgrow.prove import ANY, POSITIVE, SAME, ZERO, Assignment, Block, free, kind, multiple
 from graphgrow.prove.facts import ROUNDING, scaled
-from graphgrow.rewrite.blocks import derived, view_cells
+from graphgrow.rewrite.blocks import Place, derived, view_cells
+from graphgrow.rewrite.shares import groups
 from graphgrow.rewrite.units import Resizing
 
 ULPS = 2  # a value that was multiplied is rounded once, its factor once
@@ -31,6 +32,7 @@ class Reader:
         self.terms, self.old, self.new, self.resizing = axes.parameters, old, new, Resizing(sizes)
         self.factors = list(_factors(set(numbers)))
         self.known: dict[tuple[Block, int], bool] = {}
+        self.held: dict[tuple[str, Place, int], bool] = {}  # of shares, by parameter and cell
 
     def facts(self, proposal: Assignment) -> dict[Block, int] | str:
         """For every block a fact that its values are, if they are what is proposed that; or, as text, the parameter
@@ -40,6 +42,7 @@ class Reader:
             return dict(proposal.blocks) if all(without) else "some tensors have no values: nothing can be said of them"
         touched = {block.parameter for block in proposal.blocks}
         found: dict[Block, int] = {}
+        self._propose_shares(proposal)
         for name, tensor in self.new.items():
             before = self.old[name]
             terms = self.terms.get(name, ())
@@ -54,6 +57,18 @@ class Reader:
                     return fact
                 found[block] = fact
         return found
+
+    def _propose_shares(self, proposal: Assignment) -> None:
+        """Look at the shares that are proposed, all of a group together."""
+        shares: dict[str, dict[Place, int]] = {}
+        for block, fact in proposal.blocks.items():
+            if kind(fact) == "share":
+                shares.setdefault(block.parameter, {})[block.cell] = fact
+        for name, facts in shares.items():
+            terms = self.terms[name]
+            for group in groups(terms, self.resizing, facts):
+                holds = group.holds(self.old[name], self.new[name])
+                self.held.update({(name, cell, group.fact): holds for cell in group.cells})
 
     def _blocks(self, name: str, terms: Sequence[Term]) -> Iterator[tuple[Block, list[tuple[Tensor, list[slice]]]]]:
         for cell, dims, views in view_cells(self.new[name], terms, self.resizing, self.resizing.layout):
@@ -91,8 +106,8 @@ class Reader:
         return self.known[key]
 
     def _is(self, block: Block, view: Tensor, at: list[slice], fact: int) -> bool:
-        if free(fact):
-            return False
+        if free(fact) or kind(fact) == "share":
+            return self.held.get((block.parameter, block.cell, fact), False)
         if fact == ZERO:
             return not bool(view.count_nonzero())
         old = self.old[block.parameter]

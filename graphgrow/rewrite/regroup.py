@@ -7,7 +7,8 @@ nothing moves at all."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,10 +18,10 @@ from graphgrow import ops
 from graphgrow.axes import Atom, Axes, Product, Sum, Term
 from graphgrow.axes.term import UNIT
 from graphgrow.errors import Refusal
-from graphgrow.graph import Node, Ref
+from graphgrow.graph import Graph, Node, Ref
 from graphgrow.lazy import Load, made
 from graphgrow.program import Program
-from graphgrow.rewrite.resize import resize_graph
+from graphgrow.rewrite.resize import refuse_frozen, resize_graph
 from graphgrow.rewrite.units import Positions, number
 
 Groups = Mapping[Atom, tuple[Atom, int]]  # heads of keys -> query heads of each, how many heads are made of one
@@ -42,7 +43,7 @@ def _shared(axes: Axes, node: Node) -> Iterator[tuple[Atom, Atom]]:
     if kind == "expand" and axes.terms.get(first):
         before, after = axes.terms[first], axes.terms[node.name]
         for left, old, new in zip(after[-len(before) :], before[1:], after[-len(before) + 1 :], strict=False):
-            if isinstance(left, Atom) and isinstance(new, Atom) and old == UNIT:
+            if isinstance(left, Atom) and isinstance(new, Atom) and old.size == 1:
                 yield left, new
     elif kind == "repeat_interleave" and axes.terms.get(first):
         for old, new in zip(axes.terms[first], axes.terms[node.name], strict=True):
@@ -50,19 +51,68 @@ def _shared(axes: Axes, node: Node) -> Iterator[tuple[Atom, Atom]]:
                 yield from ((old, part) for part in new.parts[1:2] if isinstance(part, Atom))
     elif kind == "attention":
         query, key = (axes.terms[arg.name] for arg in node.args[:2] if isinstance(arg, Ref))
-        for heads, shared in zip(query[-3:-2], key[-3:-2], strict=True):
-            parts = heads.parts if isinstance(heads, Product) else ()
-            if isinstance(shared, Atom) and parts[:1] == (shared,) and len(parts) == 2 and isinstance(parts[1], Atom):
-                yield shared, parts[1]
+        yield from (found for pair in zip(query[-3:-2], key[-3:-2], strict=True) for found in _used(*pair))
+    elif node.op == "aten.matmul.default":
+        left, right = (axes.terms[name][:-2] for name in node.operands())
+        for one, two in zip(reversed(left), reversed(right), strict=False):
+            yield from (*_used(one, two), *_used(two, one))
+
+
+def _used(heads: Term, shared: Term) -> Iterator[tuple[Atom, Atom]]:
+    """Heads of keys, and the query heads of each, where these meet."""
+    parts = heads.parts if isinstance(heads, Product) else ()
+    if isinstance(shared, Atom) and parts[:1] == (shared,) and len(parts) == 2 and isinstance(parts[1], Atom):
+        yield shared, parts[1]
 
 
 def regrouped(program: Program, chosen: Groups) -> Program:
-    """The program with more heads of keys and values. Raises Refusal where heads stand in another order."""
-    sizes: dict[Atom, int] = {}
+    """The program with more heads of keys and values. Raises Refusal where heads stand in another order, or where they
+    have to stay as many as they are."""
+    axes = program.unit_axes
+    for keys, (queries, _) in chosen.items():
+        refuse_frozen(axes, keys)
+        refuse_frozen(axes, queries)
+    graph = regroup_graph(axes, chosen)
+    if odd := misfit(graph):
+        raise Refusal(
+            found=f"{odd.op} ({odd.source or odd.name}) spreads a single head over all query heads",
+            where="the attention of the program",
+            fix="give every query head keys and values of its own",
+        )
+    return program.replace(graph=graph, tensors=made(program.tensors, program.tensors, _Regroup(axes, chosen)))
+
+
+def new_sizes(chosen: Groups) -> dict[Atom, int]:
+    """The heads of keys, and the query heads of each, that there are then."""
+    found: dict[Atom, int] = {}
     for keys, (queries, copies) in chosen.items():
-        sizes |= {keys: number(keys) * copies, queries: number(queries) // copies}
-    tensors = made(program.tensors, program.tensors, _Regroup(program.axes, chosen))
-    return program.replace(graph=resize_graph(program.axes, sizes), tensors=tensors)
+        found |= {keys: number(keys) * copies, queries: number(queries) // copies}
+    return found
+
+
+def regroup_graph(axes: Axes, chosen: Groups) -> Graph:
+    """The graph with more heads of keys. Attention spreads a single head by itself, several only when told to."""
+    graph = resize_graph(axes, new_sizes(chosen))
+    return Graph(tuple(_grouped(axes.graph, graph, node) for node in graph.nodes), graph.outputs, graph.symbols)
+
+
+def misfit(graph: Graph) -> Node | None:
+    """The first product of matrices whose batches do not go with each other."""
+    for node in graph.nodes:
+        if node.op == "aten.matmul.default":
+            left, right = (graph[name].shape[:-2] for name in node.operands())
+            if any(a != b and 1 not in (a, b) for a, b in zip(reversed(left), reversed(right), strict=False)):
+                return node
+    return None
+
+
+def _grouped(old: Graph, new: Graph, node: Node) -> Node:
+    if ops.kind(node.op) != "attention":
+        return node
+    key = next(islice(node.operands(), 1, None))
+    if old[key].shape[-3:-2] != (1,) or new[key].shape[-3:-2] == (1,):
+        return node
+    return replace(node, kwargs=tuple({**dict(node.kwargs), "enable_gqa": True}.items()))
 
 
 @dataclass(frozen=True)

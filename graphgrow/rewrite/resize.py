@@ -18,12 +18,14 @@ from graphgrow.errors import Refusal
 from graphgrow.graph import Argument, Graph, Node, TensorType
 from graphgrow.lazy import Load, made
 from graphgrow.program import Program
-from graphgrow.prove import ANY, POSITIVE, SAME, Block, Number, multiple, scaled
-from graphgrow.rewrite.blocks import Fill, Place, derived, fill_normal, grown
+from graphgrow.prove import ANY, POSITIVE, SAME, Block, Number, free, kind, multiple, scaled
+from graphgrow.rewrite.blocks import Fill, Place, derived, fill_normal, grown, view_cells
+from graphgrow.rewrite.masks import refilled
 from graphgrow.rewrite.units import Positions, Resizing
 from graphgrow.sizes import Dim, add
 
 Init = Literal["scaled", "copy", "zero", "mup"]
+APART = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Fills:
     init: Init = "scaled"
     seed: int = 0
     noise: float = 0.01  # of `copy`, relative to the standard deviation of the old weights
+    apart: float = APART  # noise that cancels, relative to the standard deviation of even shares
     numbers: Mapping[Number, float] = field(default_factory=dict[Number, float])
     factors: Mapping[str, float] = field(default_factory=dict[str, float])
 
@@ -121,23 +124,35 @@ def resize(program: Program, resizing: Resizing, fills: Fills) -> Program:
     for atom in resizing.sizes:
         refuse_frozen(axes, atom)
     graph = resize_graph(axes, resizing.sizes, fills.numbers)
-    return program.replace(graph=graph, tensors=made(program.tensors, program.tensors, Resize(axes, resizing, fills)))
+    patterns = {name: kind.pattern for name, kind in program.kinds.items() if kind.pattern}
+    change = Resize(axes, resizing, fills, patterns)
+    return program.replace(graph=graph, tensors=made(program.tensors, program.tensors, change))
 
 
 @dataclass(frozen=True)
 class Resize:
-    """What a change of sizes does to each tensor, by its name."""
+    """What a change of sizes does to each tensor, by its name; `patterns` are what masks keep to."""
 
     axes: Axes
     resizing: Resizing
     fills: Fills
+    patterns: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __call__(self, name: str, load: Load) -> Tensor:
         terms, known = self.axes.parameters.get(name, ()), self._facts.get(name, {})
         old = load(name)
         if not (self.resizing.touches(terms) or any(fact != SAME for fact in known.values())):
             return old
-        return _resized(old, terms, self.resizing, known, _Maker(name, old, terms, self._copies, self.fills, known))
+        new = _resized(old, terms, self.resizing, known, _Maker(name, old, terms, self._copies, self.fills, known))
+        return self._chosen(name, new, old, known) if name in self.patterns and not new.is_meta else new
+
+    def _chosen(self, name: str, new: Tensor, old: Tensor, known: Mapping[Place, int]) -> Tensor:
+        """A mask with its free blocks filled."""
+        undecided = torch.zeros_like(new)
+        for cell, dims, views in view_cells(undecided, self.axes.parameters[name], self.resizing, self.resizing.layout):
+            for view, _ in views if dims and free(known.get(cell, ANY)) else ():
+                view.fill_(True)
+        return refilled(name, new, old, self.patterns[name], undecided, self.fills.seed)
 
     @cached_property
     def _facts(self) -> Mapping[str, Mapping[Place, int]]:
@@ -199,7 +214,7 @@ class _Maker:
         self.old, self.terms, self.resizing, self.fills = old, terms, resizing, fills
         self.generator = torch.Generator().manual_seed(zlib.crc32(f"{fills.seed}:{name}".encode()))
         first = facts.get((0,) * len(terms), SAME)
-        self.now = multiple(first)  # what old units are multiplied by
+        self.now = multiple(first if kind(first) != "share" else SAME)  # what old units are multiplied by
         self.factor = fills.factors.get(name, 1.0)
 
     @cached_property
@@ -211,6 +226,10 @@ class _Maker:
         return float(sample.mean()), float(sample.std(unbiased=False))
 
     def __call__(self, view: Tensor, at: Sequence[slice], fact: int) -> None:
+        if kind(fact) == "share":
+            mean, deviation = self.statistics
+            view.normal_(0.0, self.fills.apart * (deviation or abs(mean)), generator=self.generator)
+            return
         view = _real(view) if self.fills.init != "copy" else view
         if not view.is_floating_point() or (fact == ANY and self.fills.init == "zero"):
             view.zero_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 
 from torch import Tensor
@@ -10,21 +11,26 @@ from torch import Tensor
 from graphgrow.axes import Atom, Axes
 from graphgrow.errors import Refusal
 from graphgrow.layers import Stack
+from graphgrow.patterns import Pattern
 from graphgrow.program import Program
-from graphgrow.prove import Derivation, Prover
+from graphgrow.prove import Assignment, Derivation, Prover, kind, multiple
 from graphgrow.prove.engine import Strategy
 from graphgrow.prove.silence import silenced
 from graphgrow.rewrite.depth import Copied, Place, deepen, drop
 from graphgrow.rewrite.experts import Mixture, Region, region, upcycle
 from graphgrow.rewrite.factorize import Pair, factorized
+from graphgrow.rewrite.masks import broken, masked, masks
 from graphgrow.rewrite.merge import Chain, chains, merged
 from graphgrow.rewrite.numbers import from_sizes, mup_factors
+from graphgrow.rewrite.parameterize import Multipliers, Parameterization, multipliers, restarted, tuned
 from graphgrow.rewrite.products import Cut, Weight, weights
-from graphgrow.rewrite.prune import pruned, reordered, scaled_back
+from graphgrow.rewrite.prune import pruned, reordered, scaled_back, seen
 from graphgrow.rewrite.regroup import Groups, regrouped
-from graphgrow.rewrite.resize import Fills, Init, literal, refuse_frozen, resize
+from graphgrow.rewrite.resize import APART, Fills, Init, literal, refuse_frozen, resize
+from graphgrow.rewrite.single import singled
 from graphgrow.rewrite.units import Resizing
-from graphgrow.sizes import total
+from graphgrow.rewrite.widths import Widths
+from graphgrow.sizes import number, total
 
 Data = Sequence[Mapping[str, Tensor]]
 
@@ -64,17 +70,19 @@ class Rewriter:
         rescale: bool = False,
         strategies: Sequence[Strategy] | None = None,
         extend_outputs: bool = False,
+        noise: float = APART,
     ) -> Derivation:
         """Give axes more units so that the function stays: what new blocks must hold is derived on the graph. With
         `rescale`, numbers that were computed from a size follow it (attention's 1/sqrt(d)), and weights make up for it.
         `strategies` are the ways to keep the function that may be taken (default: all). With `extend_outputs` outputs
-        may have new units beside the old ones, which stay.
+        may have new units beside the old ones, which stay. `noise` is that of shares, relative to even ones.
 
         Raises Refusal for frozen axes, and where no assignment of the new blocks keeps the function.
         """
         axes = self.program.axes
         for atom in sizes:
             refuse_frozen(axes, atom)
+        self._keep_groups(Resizing(sizes), "change the axis by whole groups (multiple_of={size})")
         numbers = from_sizes(axes, sizes) if rescale else None
         prover = Prover(axes, dict(sizes), self.program.fixed, extend_outputs)
         derivation = prover.derive(numbers=numbers, strategies=strategies)
@@ -87,8 +95,25 @@ class Rewriter:
         found = derivation.assignment
         numbers = {place: literal(self.program, place) * factor for place, factor in found.numbers.items()}
         factors = mup_factors(self.program, sizes) if init == "mup" else {}
-        self._resize(sizes, Fills(found.blocks, init, self.seed, numbers=numbers, factors=factors))
+        if "shares" in (strategies or ()):
+            self._apart(sizes, found)
+        self._resize(sizes, Fills(found.blocks, init, self.seed, apart=noise, numbers=numbers, factors=factors))
         return derivation
+
+    def _apart(self, sizes: Mapping[Atom, int], found: Assignment) -> None:
+        """Note the axes whose copies no shares tell apart. Raises Refusal where that is all of them."""
+        axes = self.program.axes
+        shares = {(block.parameter, multiple(f).along) for block, f in found.blocks.items() if kind(f) == "share"}
+        apart = {atom for name, along in shares for dim in along for atom in axes.parameters[name][dim].atoms}
+        alike = {atom: size for atom, size in sizes.items() if atom not in apart}
+        if len(alike) == len(sizes):
+            raise Refusal(
+                found=f"no weights that only sum over {_names(axes, sizes)}: there is nothing to share out",
+                where="the uses of parameters in this graph",
+                fix="take by=copies, which stay alike, or another axis",
+            )
+        if alike:
+            self.notes.append(f"copies stay alike on {_names(axes, alike)}: no weights only sum over them")
 
     def deepen(self, stack: Stack, plan: Sequence[Place], init: Copied = "copy") -> None:
         """Put new layers between those of a stack so that the function stays: the parameters that make a layer add
@@ -111,6 +136,10 @@ class Rewriter:
         """Put a mixture of copies in place of each MLP, with a random router."""
         self.program = upcycle(self.program, regions, mixture, self.seed)
         self.edits += [f"upcycle {found.exit}: {mixture.experts} experts" for found in regions]
+
+    def single_heads(self) -> None:
+        """Give axes to single heads of keys and values that have none."""
+        self.program = singled(self.program)
 
     def weights(self, cut: Cut) -> Mapping[str, Weight | str]:
         """Every parameter of two dimensions or more: how it comes apart into two factors; or, as text, why not. Raises
@@ -143,7 +172,7 @@ class Rewriter:
     def regroup(self, chosen: Groups) -> None:
         """Repeat heads of keys and values for parts of the query heads that use them. Raises Refusal where they stand
         in another order."""
-        names = {named.atom: named.name for named in self.program.axes.named}
+        names = {named.atom: named.name for named in self.program.unit_axes.named}
         self.program = regrouped(self.program, chosen)
         self.edits += [f"regroup {names[keys]}: each {copies} times" for keys, (_, copies) in chosen.items()]
 
@@ -170,6 +199,7 @@ class Rewriter:
                     where="prune",
                     fix="remove the last units only",
                 )
+        self._keep_groups(Resizing({atom: len(units) for atom, units in kept.items()}, kept), "remove whole groups")
         rescaled = rescaled or {}
         large, small = reordered(self.program, kept), pruned(self.program, kept)
         twins = {named.atom.number: named.atom for named in small.axes.named}
@@ -180,6 +210,80 @@ class Rewriter:
             small = scaled_back(small, large, sizes, numbers, rescaled)
         self.program = small
         self.edits += [f"prune {names[atom]}: {atom.size} -> {len(units)}" for atom, units in kept.items()]
+
+    def reorder(self, orders: Mapping[Atom, Sequence[int]]) -> None:
+        """Put the units of axes into other orders, everywhere.
+
+        Raises Refusal for axes whose units are told apart, and for those that inputs or outputs show."""
+        axes, names = self.program.axes, {named.atom: named.name for named in self.program.axes.named}
+        for atom in orders:
+            refuse_frozen(axes, atom)
+            told = axes.positional.get(atom) or next((f"{at} shows it" for at in seen(self.program, atom)), "")
+            if told:
+                found = f"units of {names[atom]}, which have their places: {told}"
+                raise Refusal(found=found, where="reorder", fix="choose another axis: `graphgrow axes` lists them")
+        sizes = {atom: len(order) for atom, order in orders.items()}
+        self._keep_groups(Resizing(sizes, orders), "move whole groups")
+        self.program = reordered(self.program, orders)
+        self.edits += [f"reorder {names[atom]}" for atom in orders]
+
+    def mask(self, chosen: Mapping[str, tuple[Tensor, str]]) -> None:
+        """Put masks on weights, by the parameters' names, each with its pattern; in place of those that are there."""
+        there = masks(self.program)
+        self.program = masked(self.program, chosen)
+        self.edits += [f"{'mask' if name not in there else 'mask anew'} {name}: {chosen[name][1]}" for name in chosen]
+
+    def _keep_groups(self, resizing: Resizing, fix: str) -> None:
+        """Raises Refusal where groups of masks would no longer be what they are."""
+        for name, pattern, dim in broken(self.program, resizing):
+            size = dict(Pattern.parse(pattern).steps)[dim]
+            raise Refusal(
+                found=f"the mask {name}, whose groups of {size} along dimension {dim} ({pattern}) would not stay whole",
+                where=_names(self.program.axes, resizing.sizes),
+                fix=f"{fix.format(size=size)}, or do this before sparsify",
+            )
+
+    def reparameterize(self, wanted: Parameterization) -> None:
+        """Give the program the multipliers and the training recipe of a maximal update parameterization, and multiply
+        weights (heads, keys, embeddings, or the gains before) by the inverse, so that the function stays.
+
+        Raises Refusal where no weights can take a multiplier's inverse.
+        """
+        widths = Widths(self.program, wanted.base, wanted.density)
+        found = multipliers(widths, wanted)
+        axes = found.program.axes
+        sizes = {atom: number(atom.size) for one in widths.attentions for atom in one.keys if atom not in axes.frozen}
+        derivation = Prover(axes, sizes, self.program.fixed).derive(numbers=found.factors, strategies=("zeros",))
+        if not derivation.holds:
+            raise Refusal(
+                found=f"no weights that can take the inverse of a multiplier: {derivation.why}",
+                where="the proof on this graph",
+                fix="start with fresh weights: form=fresh",
+            )
+        self._parameterized(widths, wanted, found, derivation.assignment)
+
+    def restart(self, wanted: Parameterization, sigma: float | Mapping[str, float] | None = None) -> None:
+        """Give the program the multipliers, the training recipe and new random weights of a maximal update
+        parameterization. `sigma` is the deviation of weights in the base model: one, of each its own, or as it is."""
+        widths = Widths(self.program, wanted.base, wanted.density)
+        if not self.program.has_weights:
+            raise Refusal(found="a program without weights", where="its tensors", fix="trace the model with weights")
+        tensors = restarted(widths, sigma, self.seed)
+        found = multipliers(widths, wanted)
+        self._parameterized(widths, wanted, found, Assignment(numbers=found.factors))
+        self.program = self.program.replace(tensors=tensors)
+
+    def _parameterized(self, widths: Widths, wanted: Parameterization, found: Multipliers, held: Assignment) -> None:
+        numbers = {place: literal(found.program, place) * factor for place, factor in held.numbers.items()}
+        sizes = {atom: number(atom.size) for one in widths.attentions for atom in one.keys}
+        self.program = resize(found.program, Resizing(sizes), Fills(held.blocks, numbers=numbers))
+        self.program = self.program.replace(kinds=tuned(widths, wanted))
+        parts = Counter(weight.part for weight in widths.weights.values())
+        told = ", ".join(f"{parts[part]} {part}" for part in ("input", "hidden", "output", "vector") if parts[part])
+        self.notes.append(f"parameters by their part: {told}")
+        if widths.masks:
+            self.notes.append("multipliers are for masks that stay: with dynamic ones (RigL, GMP) they do not transfer")
+        self.edits.append(f"parameterize: {len(found.numbers)} multipliers")
 
     def _resize(self, sizes: Mapping[Atom, int], fills: Fills) -> None:
         names = {named.atom: named.name for named in self.program.axes.named}

@@ -30,8 +30,8 @@ class Resizing:
 
     @cached_property
     def layout(self) -> Layout:
-        """How terms fall into cells: by the axes that get larger."""
-        return Layout({atom: size for atom, size in self.sizes.items() if size > number(atom)})
+        """How terms fall into cells: by the axes that do not get smaller."""
+        return Layout({atom: size for atom, size in self.sizes.items() if size >= number(atom)})
 
     def touches(self, terms: Sequence[Term]) -> bool:
         return any(atom in self.sizes for term in terms for atom in term.atoms)

@@ -1,5 +1,6 @@
-"""Training through growth: what goes with the weights when a program grows."""
+"""Training: optimizers through growth, and their groups from a program's recipe."""
 
+from graphgrow.runtime.groups import parameter_groups
 from graphgrow.runtime.optimizer import grow_optimizer
 
-__all__ = ["grow_optimizer"]
+__all__ = ["grow_optimizer", "parameter_groups"]

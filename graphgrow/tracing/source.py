@@ -117,21 +117,47 @@ def _pickled(path: Path, example: object) -> Model:
 
 def _factory(name: str, example: object) -> Model:
     """What `pkg.module:factory` names: a function of nothing, or a model itself."""
-    module, _, path = name.partition(":")
     with _current_folder():
-        try:
-            found: Any = importlib.import_module(module)
-        except Exception as error:  # importing runs code, which fails in any way
-            fix = "give 'pkg.module:factory' with a module that Python can import from here"
-            raise TraceError(found=f"{module!r} can't be imported: {_brief(error)}", where=name, fix=fix) from error
-        for part in path.split("."):
-            if not hasattr(found, part):
-                names = [known for known in cast(dict[str, object], vars(found)) if not known.startswith("_")]
-                raise OptionError.unknown(f"name in {module}", part, names, where=name)
-            found = getattr(found, part)
+        found = _imported(name)
         model, own = _called(name, found)
     given = example if example is not None else own
     return Model(lambda: model, _examples(given), owned=not isinstance(found, nn.Module))
+
+
+def sized(name: str) -> Callable[[int], object]:
+    """A `pkg.module:factory` that is called with a width. Raises TraceError or OptionError."""
+    if not _FACTORY.fullmatch(name):
+        raise OptionError(found=f"{name!r}, which names no factory", fix="give 'pkg.module:factory'")
+    with _current_folder():
+        found = _imported(name)
+    if not callable(found) or isinstance(found, nn.Module):
+        raise OptionError(found=f"{name}, which can't be called with a width", fix="name a function of a width")
+
+    def make(width: int) -> object:
+        try:
+            with _current_folder():
+                return found(width)
+        except Exception as error:  # the factory is the user's code
+            fix = "let the factory take a width as its one argument"
+            raise TraceError(found=f"{name}({width}) failed: {_brief(error)}", where=name, fix=fix) from error
+
+    return make
+
+
+def _imported(name: str) -> Any:
+    """What `pkg.module:name` names."""
+    module, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:  # importing runs code, which fails in any way
+        fix = "give 'pkg.module:factory' with a module that Python can import from here"
+        raise TraceError(found=f"{module!r} can't be imported: {_brief(error)}", where=name, fix=fix) from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            names = [known for known in cast(dict[str, object], vars(found)) if not known.startswith("_")]
+            raise OptionError.unknown(f"name in {module}", part, names, where=name)
+        found = getattr(found, part)
+    return found
 
 
 def _called(name: str, factory: Any) -> tuple[nn.Module, object]:

@@ -17,11 +17,13 @@ from graphgrow.verify.depth import dead_layers, prove_depth, shallower, test_dep
 from graphgrow.verify.equivalence import FULL_SIZE, Pair, measure, shrunk, test
 from graphgrow.verify.gradients import dead_axes
 from graphgrow.verify.likeness import Likeness, likeness
+from graphgrow.verify.mixed import between
 from graphgrow.verify.mixtures import stacks
 from graphgrow.verify.moves import kept_moves, moves, renamed
 from graphgrow.verify.proof import Proved, broken, changed, prove
 from graphgrow.verify.prune import prove_pruned, test_pruned
 from graphgrow.verify.regroup import Regrouped, prove_regrouped, regrouped_growth, regrouped_moves, test_regrouped
+from graphgrow.verify.reorder import prove_reordered
 
 __all__ = ["certify", "check"]
 
@@ -54,15 +56,22 @@ def _compare(old: Program, new: Program, seed: int) -> _Finding:
             return _likened(found, seed, weighed)
     if len(old.graph.nodes) > len(new.graph.nodes):
         return _shallower(old, new, seed, weighed)
-    if len(old.graph.nodes) < len(new.graph.nodes):
-        return _deepened(old, new, seed, weighed)
     split = prove_regrouped(old, new)
     if split is not None:
         return _regrouped(old, new, split, seed, weighed)
+    if len(old.graph.nodes) < len(new.graph.nodes):
+        return _deepened(old, new, seed, weighed)
     alignment = align(old, new)
     if alignment.shrinks:
         return _pruned(old, new, alignment, seed, weighed)
+    middle = between(old, new, alignment)
+    if middle is not None:
+        return _both(old, middle, new, seed)
     proved = prove(old, new, alignment)
+    moved = None if proved.proof.holds or alignment.sizes else prove_reordered(old, new)
+    if moved is not None:
+        tested = moved.test(old, new, seed) if weighed else None
+        return _Finding(_certificate(old, new, (), moved.proof, tested, tuple(moved.moves(old, new))), list)
     found = test(old, new, alignment, proved, seed) if weighed else None
     if found and not proved.proof.holds:
         found = _alone(found, changed(old, new, alignment) or broken(old, alignment))
@@ -86,8 +95,8 @@ def _likened(found: Likeness, seed: int, weighed: bool) -> _Finding:
 def _regrouped(old: Program, new: Program, found: Regrouped, seed: int, weighed: bool) -> _Finding:
     """Heads of keys and values repeated for parts of their query heads."""
     tested = test_regrouped(old, new, seed) if weighed and found.proof.holds else None
-    gone = tuple(regrouped_moves(old, new, found))
-    growth = regrouped_growth(old, found)
+    gone = tuple(regrouped_moves(new, found))
+    growth = regrouped_growth(found)
     return _Finding(_certificate(old, new, growth, found.proof, tested, gone), list)
 
 
@@ -123,7 +132,7 @@ def _shallower(old: Program, new: Program, seed: int, weighed: bool) -> _Finding
 
 
 def _both(old: Program, middle: Program, new: Program, seed: int) -> _Finding:
-    """Axes and layers have grown: from the old program to the new one without its new layers, and from there."""
+    """Two steps in one, by way of a program between: axes and layers have grown, or some axes have shrunk."""
     wide, deep = _compare(old, middle, seed), _compare(middle, new, seed)
     parts = [one.certificate for one in (wide, deep)]
     proofs = [one.proof for one in parts if one.proof]
@@ -146,7 +155,7 @@ def _both(old: Program, middle: Program, new: Program, seed: int) -> _Finding:
         )
     growth = tuple(row for one in parts for row in one.growth)
     certificate = _certificate(old, new, growth, proof, tested, ())
-    certificate = certificate.model_copy(update={"extended": wide.certificate.extended})
+    certificate = certificate.model_copy(update={"extended": tuple(name for one in parts for name in one.extended)})
     return _Finding(certificate, lambda: [*wide.dead(), *deep.dead()])
 
 
@@ -214,14 +223,14 @@ def _growth(old: Program, alignment: Alignment) -> tuple[Growth, ...]:
     names = {named.atom: named.name for named in old.axes.named}
     return tuple(
         Growth(axis=names.get(atom, str(atom)), old=int(str(atom.size)), new=size)
-        for atom, size in alignment.sizes.items()
+        for atom, size in alignment.changed.items()
     )
 
 
 def _extended(old: Program, alignment: Alignment) -> tuple[str, ...]:
     """The outputs whose units are others than before."""
     terms = {name: old.axes.terms[name] for name in dict.fromkeys(old.graph.output_names)}
-    return tuple(name for name, found in terms.items() if Resizing(alignment.sizes).touches(found))
+    return tuple(name for name, found in terms.items() if Resizing(alignment.changed).touches(found))
 
 
 def _dead(old: Program, new: Program, alignment: Alignment, proved: Proved, seed: int) -> list[str]:

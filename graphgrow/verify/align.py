@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from graphgrow.axes import Atom, Axes, Term
+from graphgrow.axes import Atom, Axes, Sum, Term
 from graphgrow.errors import CheckFailed
-from graphgrow.graph import Argument, ByMode, Graph, Node
+from graphgrow.graph import Argument, ByMode, Graph, Node, Tuning
 from graphgrow.program import Program
 from graphgrow.prove import Number
 from graphgrow.rewrite import literal, resize_graph
@@ -16,7 +16,8 @@ from graphgrow.sizes import Size
 
 @dataclass(frozen=True)
 class Alignment:
-    """The atoms of the old program with their sizes in the new one, where these differ, and numbers in the graph."""
+    """The atoms of the old program with their sizes in the new one, where these differ, and numbers in the graph. Where
+    only numbers do, `sizes` has the axes of concatenations, too (q + k + v): their parts may have other factors."""
 
     sizes: dict[Atom, int] = field(default_factory=dict[Atom, int])
     numbers: dict[Number, float] = field(default_factory=dict[Number, float])  # in the new graph, where they differ
@@ -29,7 +30,12 @@ class Alignment:
 
     @property
     def grows(self) -> bool:
-        return all(size > int(str(atom.size)) for atom, size in self.sizes.items())
+        return all(size >= int(str(atom.size)) for atom, size in self.sizes.items())
+
+    @property
+    def changed(self) -> dict[Atom, int]:
+        """The atoms whose sizes differ."""
+        return {atom: size for atom, size in self.sizes.items() if size != atom.size}
 
 
 def align(old: Program, new: Program) -> Alignment:
@@ -51,7 +57,18 @@ def align(old: Program, new: Program) -> Alignment:
             where=_first(old, new, changed, numbers),
         )
     _same_tensors(old, new)
-    return Alignment(changed, numbers, {place: value / literal(old, place) for place, value in numbers.items()})
+    parts = {} if changed or not numbers else dict(_concatenated(old.axes))
+    return Alignment(
+        changed or parts, numbers, {place: value / literal(old, place) for place, value in numbers.items()}
+    )
+
+
+def _concatenated(axes: Axes) -> Iterator[tuple[Atom, int]]:
+    """The atoms of the concatenations in parameters, with their sizes."""
+    for terms in axes.parameters.values():
+        for atom in (atom for term in terms if isinstance(term, Sum) for atom in term.atoms):
+            if isinstance(atom.size, int) and atom not in axes.frozen:
+                yield atom, atom.size
 
 
 def _numbers(old: Graph, new: Graph) -> Iterator[tuple[Number, float]]:
@@ -109,7 +126,7 @@ def _same_structure(old: Program, new: Program) -> None:
             raise CheckFailed(found=f"an input {b} where the old program takes {a}", where="the inputs")
         if (a.name, a.op) != (b.name, b.op) or list(_fixed(a)) != list(_fixed(b)):
             raise CheckFailed(found=f"{b} where the old program has {a}", where="the structure of the graphs")
-    kinds = [{name: kind.role for name, kind in program.kinds.items()} for program in (old, new)]
+    kinds = [{name: replace(kind, pattern="", tuning=Tuning()) for name, kind in p.kinds.items()} for p in (old, new)]
     if old.graph.outputs != new.graph.outputs or old.aliases != new.aliases or kinds[0] != kinds[1]:
         raise CheckFailed(found="other outputs, ties or kinds of tensors", where="the structure of the programs")
     if old.dtype != new.dtype:

@@ -34,7 +34,7 @@ def dead_axes(pair: Pair, seed: int) -> list[str]:
             gradients[name] = gradients.get(name, torch.zeros(())) + gradient.abs()
     dead: list[str] = []
     held = {atom for name in touched for term in pair.old.axes.parameters[name] for atom in term.atoms}
-    for atom, size in ((atom, size) for atom, size in pair.alignment.sizes.items() if atom in held):
+    for atom, size in ((atom, size) for atom, size in pair.alignment.changed.items() if atom in held):
         layout = Layout({atom: size})
         alive = False
         for name, gradient in gradients.items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,26 +71,49 @@ def _moved(
     name: str, terms: Sequence[Term], shape: tuple[int, ...], resizing: Resizing, facts: Mapping[Cell, int]
 ) -> Iterator[Move]:
     layout = resizing.layout
-    cells = [np.asarray(resizing.cells(layout, term)) for term in terms]
-    blocks: list[tuple[float, list[tuple[Positions, Positions]]]] = []
-    for cell in np.ndindex(layout.shape(terms)):
-        dims = [dim for dim, term in enumerate(terms) if not layout.old(term)[cell[dim]]]
-        fact = facts.get(cell, SAME if not dims else 0)
-        if kind(fact) not in ("same", "affine"):
-            continue
-        places: list[tuple[Positions, Positions]] = []
-        for dim, term in enumerate(terms):
-            origins = resizing.copied(term) if dims else resizing.source(term)
-            there = np.flatnonzero(cells[dim] == cell[dim])
-            places.append((there, np.asarray(origins)[there]))
-        blocks.append((multiple(fact).scale, places))
-    size = [float(np.prod([len(there) for there, _ in places])) for _, places in blocks]
-    whole = float(np.prod([number(term.size) for term in terms]))
-    copies = max(1, round(sum(size) / whole)) if size else 1
-    for scale, places in blocks:
-        if all(len(there) for there, _ in places):
-            runs = tuple(tuple(pieces(there, origins)) for there, origins in places)
-            yield Move(old=name, new=name, shape=shape, scale=scale, copies=copies, runs=runs)
+    known = {cell: facts.get(cell, SAME if old else 0) for cell, old in np.ndenumerate(layout.is_old(terms))}
+    follow = {cell: multiple(fact) for cell, fact in known.items() if kind(fact) in ("same", "affine", "share")}
+    dims = [_Dimension(resizing, term) for term in terms]
+    for cell, found in follow.items():
+        # Shares have one gradient, that of the whole weight: what counts are the copies of all of them together.
+        alike = {tuple(-1 if d in found.along else at for d, at in enumerate(c)) for c in follow}
+        parts = [dim.parts(at, {c[d] for c in alike}) for d, (dim, at) in enumerate(zip(dims, cell, strict=True))]
+        for part in itertools.product(*parts):
+            copies = sum(prod(one.counts.get(at, 1) for one, at in zip(part, c, strict=True)) for c in alike)
+            runs = tuple(tuple(pieces(one.there, one.origins)) for one in part)
+            yield Move(old=name, new=name, shape=shape, scale=found.scale, copies=copies, runs=runs)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Positions in one cell of a dimension, their origins, and how many copies each of these has, by cell."""
+
+    there: Positions
+    origins: Positions
+    counts: Mapping[int, int]
+
+
+class _Dimension:
+    """A dimension of a resized parameter."""
+
+    def __init__(self, resizing: Resizing, term: Term) -> None:
+        self.cells = np.asarray(resizing.cells(resizing.layout, term))
+        self.origins = np.asarray(resizing.copied(term))
+        rows = [
+            np.bincount(self.origins[self.cells == cell], minlength=number(term.size))
+            for cell in range(len(resizing.layout.old(term)))
+        ]
+        self.counts = np.stack(rows, axis=1)
+
+    def parts(self, cell: int, among: Set[int]) -> list[_Part]:
+        """The positions in a cell by how many copies their origins have in others."""
+        there, counted = np.flatnonzero(self.cells == cell), sorted(among - {-1})
+        origins = self.origins[there]
+        kinds, which = np.unique(self.counts[origins][:, counted], axis=0, return_inverse=True)
+        return [
+            _Part(there[which == index], origins[which == index], dict(zip(counted, counts.tolist(), strict=True)))
+            for index, counts in enumerate(kinds)
+        ]
 
 
 def pieces(there: Positions, origins: Positions) -> Iterator[Run]:

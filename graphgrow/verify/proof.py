@@ -9,8 +9,7 @@ from graphgrow.axes import Axes
 from graphgrow.certificate import Constraint, Fill, Proof, Rescaled
 from graphgrow.program import Program
 from graphgrow.prove import ANY, SAME, Assignment, Block, Prover, kind, text
-from graphgrow.prove.engine import Strategy
-from graphgrow.prove.propose import STRATEGIES, chosen, propose
+from graphgrow.prove.propose import STRATEGIES, Way, chosen, propose, ways
 from graphgrow.rewrite import literal
 from graphgrow.rewrite.reading import Reader
 from graphgrow.verify.align import Alignment
@@ -24,7 +23,7 @@ class Proved:
 
     proof: Proof
     assignment: Assignment = field(default_factory=Assignment)
-    strategy: Strategy = "zeros"
+    strategy: Way = "zeros"
     read: Assignment = field(default_factory=Assignment)
 
 
@@ -35,7 +34,7 @@ def prove(old: Program, new: Program, alignment: Alignment) -> Proved:
     prover = prover_of(old, alignment)
     reader = Reader(old.axes, old.tensors, new.tensors, alignment.sizes, alignment.factors.values())
     failures: list[str] = []
-    for strategy in STRATEGIES:
+    for strategy in ways(prover, chosen(old.graph, alignment.factors), STRATEGIES):
         facts = reader.facts(proposed(old, prover, strategy, alignment))
         found = facts if isinstance(facts, str) else proved(old, prover, strategy, facts, alignment)
         if isinstance(found, Proved):
@@ -49,13 +48,13 @@ def prover_of(old: Program, alignment: Alignment) -> Prover:
     return Prover(old.axes, dict(alignment.sizes), old.fixed, extend_outputs=True)
 
 
-def proposed(old: Program, prover: Prover, strategy: Strategy, alignment: Alignment) -> Assignment:
+def proposed(old: Program, prover: Prover, strategy: Way, alignment: Alignment) -> Assignment:
     """What one way to keep the function wants of all blocks."""
     return propose(prover, strategy, chosen(old.graph, alignment.factors))[0]
 
 
 def proved(
-    old: Program, prover: Prover, strategy: Strategy, facts: Mapping[Block, int], alignment: Alignment
+    old: Program, prover: Prover, strategy: Way, facts: Mapping[Block, int], alignment: Alignment
 ) -> Proved | str:
     """The proof from facts that were read, or as text why there is none."""
     read = Assignment(dict(facts), alignment.factors)
@@ -96,6 +95,8 @@ def constraints(axes: Axes, assignment: Assignment, needed: Mapping[Block, str])
 
 
 def _fill(block: Block, fact: int) -> Fill:
+    if kind(fact) == "share":
+        return "share"
     if not block.dims:
         return "scaled"
     fills: dict[str, Fill] = {"zero": "zero", "mean": "mean", "free": "positive"}

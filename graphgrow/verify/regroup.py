@@ -21,11 +21,12 @@ from graphgrow.certificate import Growth, Move, Proof, Test
 from graphgrow.errors import Refusal
 from graphgrow.graph import Node, Ref
 from graphgrow.program import Program
-from graphgrow.rewrite import resize_graph
 from graphgrow.rewrite.reading import same
-from graphgrow.rewrite.regroup import Groups, groups, moved, positions
+from graphgrow.rewrite.regroup import Groups, groups, misfit, moved, new_sizes, positions, regroup_graph
+from graphgrow.rewrite.single import singled
 from graphgrow.rewrite.units import number
 from graphgrow.verify.align import Alignment
+from graphgrow.verify.depth import prove_depth
 from graphgrow.verify.equivalence import FULL_SIZE, Pair, runners, sizes_to_try, trial, verdict
 from graphgrow.verify.moves import pieces
 
@@ -36,32 +37,36 @@ _LAYOUT = {"reshape", "permute", "unsqueeze", "expand", "repeat_interleave", "ca
 
 @dataclass(frozen=True)
 class Regrouped:
-    """Which heads became how many, and whether that is all."""
+    """Which heads became how many in the old program (single ones with axes of their own), and whether that is all."""
 
+    old: Program
     chosen: Groups
     proof: Proof
-
-    @property
-    def sizes(self) -> dict[Atom, int]:
-        return {keys: number(keys) * copies for keys, (_, copies) in self.chosen.items()}
 
 
 def prove_regrouped(old: Program, new: Program) -> Regrouped | None:
     """None for programs that differ otherwise."""
+    shapes = [{name: tensor.shape for name, tensor in program.tensors.items()} for program in (old, new)]
+    if shapes[0] == shapes[1] or shapes[0].keys() != shapes[1].keys():
+        return None
+    if len(old.graph.nodes) != len(new.graph.nodes):  # a single head without an axis got one first
+        apart = singled(old)
+        alike = len(apart.graph.nodes) == len(new.graph.nodes) and prove_depth(old, apart).proof.holds
+        return prove_regrouped(apart, new) if alike else None
     chosen = _chosen(old, new)
     if not chosen:
         return None
-    sizes: dict[Atom, int] = {}
-    for keys, (queries, copies) in chosen.items():
-        sizes |= {keys: number(keys) * copies, queries: number(queries) // copies}
-    if resize_graph(old.axes, sizes) != new.graph or (old.aliases, old.kinds) != (new.aliases, new.kinds):
+    if regroup_graph(old.unit_axes, chosen) != new.graph or (old.aliases, old.kinds) != (new.aliases, new.kinds):
         return None
     spoilt = (reason for node in old.graph.nodes for reason in _spoils(old, node, chosen))
-    if why := _tensors(old, new, chosen) or next(spoilt, ""):
-        return Regrouped(chosen, Proof(holds=False, why=why))
-    count = sum(moved(old.axes.terms.get(node.name, ()), chosen) for node in old.graph.nodes)
+    odd = misfit(new.graph)
+    unfit = f"{odd.op} ({odd.source or odd.name}) has other heads on its sides" if odd else ""
+    held = next((old.unit_axes.frozen[atom][0] for atom in new_sizes(chosen) if atom in old.unit_axes.frozen), "")
+    if why := _tensors(old, new, chosen) or held or unfit or next(spoilt, ""):
+        return Regrouped(old, chosen, Proof(holds=False, why=why))
+    count = sum(moved(old.unit_axes.terms.get(node.name, ()), chosen) for node in old.graph.nodes)
     why = f"every output is the same; {count} of {len(old.graph.nodes)} nodes hold repeated heads, each treated alike"
-    return Regrouped(chosen, Proof(holds=True, why=why))
+    return Regrouped(old, chosen, Proof(holds=True, why=why))
 
 
 def test_regrouped(old: Program, new: Program, seed: int) -> Test | None:
@@ -73,8 +78,8 @@ def test_regrouped(old: Program, new: Program, seed: int) -> Test | None:
     return verdict(trials, False, seed)
 
 
-def regrouped_growth(old: Program, found: Regrouped) -> tuple[Growth, ...]:
-    names = {named.atom: named.name for named in old.axes.named}
+def regrouped_growth(found: Regrouped) -> tuple[Growth, ...]:
+    names = {named.atom: named.name for named in found.old.unit_axes.named}
     rows: list[Growth] = []
     for keys, (queries, copies) in found.chosen.items():
         rows.append(Growth(axis=names[keys], old=number(keys), new=number(keys) * copies))
@@ -82,9 +87,10 @@ def regrouped_growth(old: Program, found: Regrouped) -> tuple[Growth, ...]:
     return tuple(rows)
 
 
-def regrouped_moves(old: Program, new: Program, found: Regrouped) -> Iterator[Move]:
+def regrouped_moves(new: Program, found: Regrouped) -> Iterator[Move]:
     """Where values went: as many copies of each head's as there are now."""
-    for name, terms in old.axes.parameters.items():
+    old = found.old
+    for name, terms in old.unit_axes.parameters.items():
         if moved(terms, found.chosen) and old.kinds[name].role == "parameter":
             places = [positions(term, found.chosen) for term in terms]
             copies = max(1, round(new.tensors[name].numel() / old.tensors[name].numel()))
@@ -95,10 +101,10 @@ def regrouped_moves(old: Program, new: Program, found: Regrouped) -> Iterator[Mo
 def _chosen(old: Program, new: Program) -> Groups:
     """Which heads of keys have become more, by the shapes of the parameters that have them."""
     found: dict[Atom, tuple[Atom, int]] = {}
-    for keys, queries in groups(old.axes).items():
-        shapes = {name: old.axes.parameters[name] for name in old.axes.holders.get(keys, ())}
+    for keys, queries in groups(old.unit_axes).items():
+        shapes = {name: old.unit_axes.parameters[name] for name in old.unit_axes.holders.get(keys, ())}
         for copies in (count for count in range(2, number(queries) + 1) if number(queries) % count == 0):
-            sizes = {keys: number(keys) * copies, queries: number(queries) // copies}
+            sizes = new_sizes({keys: (queries, copies)})
             wanted = {name: tuple(term.resized(sizes) for term in terms) for name, terms in shapes.items()}
             fits = all(name in new.tensors and tuple(new.tensors[name].shape) == s for name, s in wanted.items())
             if fits and any(tuple(old.tensors[name].shape) != shape for name, shape in wanted.items()):
@@ -109,7 +115,7 @@ def _chosen(old: Program, new: Program) -> Groups:
 def _tensors(old: Program, new: Program, chosen: Groups) -> str:
     """The first tensor that holds something else than repeated heads, as text."""
     for name, before in old.tensors.items():
-        after, terms = new.tensors.get(name), old.axes.parameters.get(name, ())
+        after, terms = new.tensors.get(name), old.unit_axes.parameters.get(name, ())
         if after is None:
             return f"no {name} in the new program"
         if before.is_meta or after.is_meta:
@@ -129,9 +135,9 @@ def _tensors(old: Program, new: Program, chosen: Groups) -> str:
 
 def _spoils(old: Program, node: Node, chosen: Groups) -> Iterator[str]:
     """Why an operator does not act on each head alike."""
-    terms = old.axes.terms
+    terms = old.unit_axes.terms
     read = [terms.get(name, ()) for name in node.operands()]
-    several = old.axes.several.get(node.name, ())
+    several = old.unit_axes.several.get(node.name, ())
     if not any(moved(shape, chosen) for shape in (*read, *several, terms.get(node.name, ()))):
         return
     where = f"{node.op} ({node.source or node.name})"
@@ -184,7 +190,7 @@ def _has(terms: Sequence[Term], atoms: set[Atom]) -> bool:
 def _sums(old: Program, node: Node) -> Iterator[list[Term]]:
     """For each factor of a contraction the dimensions that are summed over."""
     factors, _ = operands(node)
-    shapes = [old.axes.terms[factor.name] if isinstance(factor, Ref) else () for factor in factors]
+    shapes = [old.unit_axes.terms[factor.name] if isinstance(factor, Ref) else () for factor in factors]
     inputs, output = equation(node, [len(shape) for shape in shapes])
     for letters, shape in zip(inputs, shapes, strict=True):
         yield [term for letter, term in zip(letters, shape, strict=True) if letter not in output]

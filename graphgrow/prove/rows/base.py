@@ -28,6 +28,7 @@ from graphgrow.prove.facts import (
     join,
     kind,
     scale,
+    unshared,
 )  # fmt: skip
 
 Value = Cells | tuple[Cells, ...]
@@ -80,7 +81,11 @@ class Context:
         return self._starts.get((node.name, ("args", position)))
 
     def facts(self, argument: Argument) -> Cells:
-        """The facts of a tensor operand; a number is the same everywhere."""
+        """The facts of a tensor operand, each of its cell alone: a share is anything."""
+        return unshared(self.shared(argument))
+
+    def shared(self, argument: Argument) -> Cells:
+        """The facts of a tensor operand, shares too; a number is the same everywhere."""
         if isinstance(argument, Ref):
             value = self.values[argument.name]
             assert isinstance(value, np.ndarray)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product as cartesian
 from math import prod
 
@@ -25,6 +25,8 @@ from graphgrow.prove.facts import (
     free,
     functional,
     kind,
+    multiple,
+    permuted,
     plus,
     product,
     scale,
@@ -46,7 +48,7 @@ def multiplied(context: Context, node: Node) -> Cells:
         return _convolved(context, node)
     found, _ = operands(node)
     inputs, output = equation(node, [len(context.terms(operand)) for operand in found])
-    facts = [context.facts(operand) for operand in found]
+    facts = [context.shared(operand) for operand in found]
     return contract(context, inputs, output, facts, [context.terms(operand) for operand in found])
 
 
@@ -84,12 +86,16 @@ def _summed(
     totals: dict[tuple[int, ...], float] = {}
     kinds: set[str] = set()
     lost: int | None = None
+    shares = _Shares(inputs, cells, summed)
     for chosen in cartesian(*(range(len(cells[letter])) for letter in summed)):
         at = place | dict(zip(summed, chosen, strict=True))
         origin = tuple(cells[letter][index].origin for letter, index in zip(summed, chosen, strict=True))
         totals.setdefault(origin, 0.0)
         factors = [_factor(f, text, at, cells) for text, f in zip(inputs, facts, strict=True)]
         term = product(factors)
+        if term != UNDEFINED and any(kind(f) == "share" for f in factors):
+            shares.take(factors, facts, at, origin)
+            continue
         repeated = any(
             kind(f) == "mean" and len(set(text)) < len(text) for f, text in zip(factors, inputs, strict=True)
         )
@@ -112,8 +118,59 @@ def _summed(
             continue
         totals[origin] += scale(term) * prod(cell.ratio for cell in over)
         kinds.add(kind(term))
+    for origin, term, times_ in shares.totals():
+        if term < SAME:
+            lost = term if lost is None else plus(lost, term)
+            continue
+        totals[origin] += scale(term) * times_
+        kinds.add(kind(term))
     is_old = all(cells[letter][index].old for letter, index in place.items())
     return _total(totals, kinds, lost, is_old)
+
+
+class _Shares:
+    """The terms of one sum in which an operand holds shares. Where the others hold copies of one multiple along the
+    dimensions of the shares, and all the shares of an old unit are there, their terms together are that multiple of the
+    original's: sum_j x_j w_j = x sum_j w_j. Copies need not be complete."""
+
+    def __init__(self, inputs: Sequence[str], cells: dict[str, tuple[Cell, ...]], summed: Sequence[str]) -> None:
+        self.inputs, self.cells, self.summed = inputs, cells, summed
+        self.groups: dict[tuple[object, ...], tuple[tuple[int, ...], float, list[int], int]] = {}
+        self.lost: list[tuple[int, ...]] = []
+
+    def take(self, factors: Sequence[int], facts: Sequence[Cells], at: dict[str, int], origin: tuple[int, ...]) -> None:
+        """One term."""
+        index = next(i for i, f in enumerate(factors) if kind(f) == "share")
+        text, found = self.inputs[index], multiple(factors[index])
+        along = [text[dim] for dim in found.along]
+        own = [c for c, size in zip(text, facts[index].shape, strict=True) if size == len(self.cells[c])]
+        rest = product([SAME if i == index else f for i, f in enumerate(factors)])
+        over = {c: self.cells[c][at[c]] for c in self.summed if c not in along}
+        copies = kind(rest) in ("same", "constant") and all(cell.old or cell.whole for cell in over.values())
+        if not copies or not set(along) <= set(own).intersection(self.summed) or len(set(text)) < len(text):
+            self.lost.append(origin)
+            return
+        varies = any(not self.cells[c][at[c]].old for c in own if c not in along)
+        others = product([fact("same" if varies else "constant", found.scale), *_without(factors, index)])
+        ratio = prod(cell.ratio for cell in over.values())
+        count = prod(sum(cell.origin == self.cells[c][at[c]].origin for cell in self.cells[c]) for c in along)
+        key = (index, factors[index], origin, *((c, at[c]) for c in over))
+        self.groups.setdefault(key, (origin, ratio, [], count))[2].append(others)
+
+    def totals(self) -> Iterator[tuple[tuple[int, ...], int, float]]:
+        """What the shares of each old cell make together, and how often it comes."""
+        yield from ((origin, ANY, 1.0) for origin in self.lost)
+        for origin, ratio, terms, count in self.groups.values():
+            kinds = {kind(term) for term in terms}
+            whole = len(terms) == count and len({scale(term) for term in terms if term >= SAME}) == 1
+            if whole and kinds <= {"same", "constant"}:
+                yield origin, max(terms, key=lambda term: kind(term) == "same"), ratio
+            else:
+                yield origin, ANY, 1.0
+
+
+def _without(factors: Sequence[int], index: int) -> list[int]:
+    return [f for i, f in enumerate(factors) if i != index]
 
 
 def _factor(facts: Cells, text: str, at: dict[str, int], cells: dict[str, tuple[Cell, ...]]) -> int:
@@ -195,13 +252,13 @@ def _convolution(context: Context, node: Node) -> Value:
 
 
 def _convolved(context: Context, node: Node) -> Cells:
-    image, weight = context.facts(node.args[0]), context.facts(node.args[1])
+    image, weight = context.facts(node.args[0]), context.shared(node.args[1])
     image_terms, weight_terms = context.terms(node.args[0]), context.terms(node.args[1])
     out_terms = context.result(node)
     channel = len(image_terms) - len(weight_terms) + 1
     groups = node.argument(6, "groups", 1)
     if "transpose" in node.op and groups == 1:
-        weight = np.swapaxes(weight, 0, 1)
+        weight = permuted(weight, (1, 0, *range(2, weight.ndim)))
         weight_terms = (weight_terms[1], weight_terms[0], *weight_terms[2:])
     elif "transpose" in node.op and context.grown((*image_terms, *out_terms)):
         return _lost(context, node)

@@ -10,7 +10,21 @@ import numpy as np
 from graphgrow import ops
 from graphgrow.axes import Atom, Product, Term
 from graphgrow.graph import Argument, Node, Ref
-from graphgrow.prove.facts import ANY, CONSTANT, POSITIVE, SAME, UNDEFINED, ZERO, Cells, each, fact, join, kind, scale
+from graphgrow.prove.facts import (
+    ANY,
+    CONSTANT,
+    POSITIVE,
+    SAME,
+    UNDEFINED,
+    ZERO,
+    Cells,
+    each,
+    fact,
+    join,
+    kind,
+    permuted,
+    scale,
+)
 from graphgrow.prove.rows.base import Context, Flags, Value, constant, cut, flat, joined, row, settled, spread, unknown
 from graphgrow.sizes import add, sub
 
@@ -28,7 +42,7 @@ def _reshape(context: Context, node: Node) -> Value:
 
 @row("permute")
 def _permute(context: Context, node: Node) -> Value:
-    return np.transpose(context.facts(node.args[0]), context.dims(node, 1, "dims"))
+    return permuted(context.shared(node.args[0]), context.dims(node, 1, "dims"))
 
 
 @row("unsqueeze")

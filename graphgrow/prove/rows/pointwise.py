@@ -39,6 +39,7 @@ from graphgrow.prove.rows.base import Context, Flags, Value, flat, row, settled
 from graphgrow.sizes import Size
 
 LINEAR = {"neg", "to.dtype", "detach", "clone", "dropout", "feature_dropout", "positive", "alpha_dropout"}
+KEPT = {"to.dtype", "detach", "clone"}
 POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
 HOMOGENEOUS = {"abs", "relu", "leaky_relu", "maximum", "minimum", "max.other", "min.other"}
 FLOORS = {"clamp_min", "clamp"}
@@ -77,6 +78,8 @@ def _pointwise(context: Context, node: Node) -> Value:
     found = [
         context.spread(a, old) if isinstance(a, Ref) else np.full(old.shape, CONSTANT, dtype=np.int32) for a in given
     ]
+    if name in KEPT and context.terms(node.args[0]) == context.result(node):
+        found = [context.shared(node.args[0])]
     if not (name in ("clone", "detach") or (name == "to.dtype" and node.tensor.dtype == "int64")):
         found = [np.where(cells == NAMES, ANY, cells) for cells in found]  # numbers that are computed with
     numbers = [a for a in given if not isinstance(a, Ref)]
