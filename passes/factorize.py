@@ -29,7 +29,7 @@ from graphgrow.errors import OptionError, Refusal
 from graphgrow.pipeline import Pass, matching, option
 from graphgrow.rewrite import Rewriter
 from graphgrow.rewrite.factorize import Pair
-from graphgrow.rewrite.factors import Spectrum, Weighting, allocate, decompose, drawn, refined, relative_error, sketch
+from graphgrow.rewrite.factors import Spectrum, Weighting, allocate, decompose, drawn, refined, sketch
 from graphgrow.rewrite.moments import moments
 from graphgrow.rewrite.products import Weight
 
@@ -165,8 +165,8 @@ class Factorize(Pass):
             elif self.init == "random" and rank:
                 pairs[name] = drawn(matrix, rank, self.seed, name)
             elif self.method == "randomised" and rank:
-                pairs[name] = sketch(matrix, rank, self.seed, name).factors(rank, self.init)
-                errors[name] = relative_error(matrix, *pairs[name])
+                spectrum = sketch(matrix, rank, self.seed, name)
+                pairs[name], errors[name] = spectrum.factors(rank, self.init), spectrum.lost(rank)
             else:
                 whole = rank == min(matrix.shape) or self.energy == 1  # then the product is to be the weight
                 most = None if self.larger else weight.most + 1
@@ -182,7 +182,7 @@ class Factorize(Pass):
         if errors:
             worst = max(errors, key=errors.__getitem__)
             rewriter.notes.append(
-                f"random projections: factors are off by at most {errors[worst]:.3g} of a weight's norm ({worst})"
+                f"random projections: what they leave out is at most {errors[worst]:.3g} of a weight's norm ({worst})"
             )
         return pairs
 

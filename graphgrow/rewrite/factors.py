@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Start = Literal["spectral", "ones", "random"]
-OVERSAMPLING, ITERATIONS = 10, 2  # Halko, Martinsson & Tropp (arXiv 0909.4061), algorithms 4.4 and 5.1
+OVERSAMPLING, ITERATIONS = 10, 1  # Halko, Martinsson & Tropp (arXiv 0909.4061), section 4.5
 _linalg = cast(Any, torch.linalg)  # its functions have no types
 _RIDGE = 1e-6  # of the mean of a moment's diagonal: directions that no data has shown
 
@@ -35,6 +35,11 @@ class Spectrum:
             values = values.square().mean().sqrt().expand(rank)
         root = values.sqrt()
         return self.left[:, :rank] * root, root[:, None] * self.right[:rank]
+
+    def lost(self, rank: int) -> float:
+        """The norm of what is cut off, over that of the matrix."""
+        kept = float(self.values[:rank].double().square().sum())
+        return max(0.0, 1 - kept / (self.energy or 1.0)) ** 0.5
 
     def rank(self, energy: float, eps: float) -> int:
         """The smallest rank that keeps this share of the squared singular values (one more than there are where these
@@ -78,20 +83,21 @@ def refined(matrix: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor
 
 
 def sketch(matrix: Tensor, rank: int, seed: int, name: str) -> Spectrum:
-    """The `rank` largest singular values, nearly, by random projections with oversampling and power iterations."""
-    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    tall = _precise(tall)
-    width = min(rank + OVERSAMPLING, tall.shape[1])
-    basis = _gaussian((tall.shape[1], width), seed, name).to(tall)
+    """The `rank` largest singular values, nearly, by random projections with oversampling and a power iteration. What
+    its factors are off by is known: the matrix is projected on their rows, so that squared norms add up."""
+    tall = _precise(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)
+    rows = _gaussian((tall.shape[1], min(rank + OVERSAMPLING, tall.shape[1])), seed, name).to(tall)
     for _ in range(ITERATIONS):
-        basis = _orthonormal(tall.T @ _orthonormal(tall @ basis))
-    basis = _orthonormal(tall @ basis)  # (m, r + p)
-    left, values, right = _svd(basis.T @ tall)
-    left = basis @ left[:, :rank]
-    energy = float(tall.double().square().sum())
-    if tall.shape == matrix.shape:
-        return Spectrum(left, values[:rank], right[:rank], energy)
-    return Spectrum(right[:rank].T, values[:rank], left.T, energy)
+        rows = _orthonormal(tall.T @ (tall @ rows))  # (n, r + p)
+    there = tall @ rows
+    found: tuple[Tensor, Tensor] = _linalg.eigh(there.T @ there)  # smallest first
+    turn = found[1].flip(1)[:, :rank]
+    scaled, rows = there @ turn, rows @ turn
+    values = scaled.square().sum(0).sqrt()
+    left, energy = scaled / values.clamp_min(torch.finfo(tall.dtype).tiny), float(_linalg.vector_norm(tall)) ** 2
+    return (
+        Spectrum(left, values, rows.T, energy) if tall.shape == matrix.shape else Spectrum(rows, values, left.T, energy)
+    )
 
 
 def drawn(matrix: Tensor, rank: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
@@ -99,13 +105,6 @@ def drawn(matrix: Tensor, rank: int, seed: int, name: str) -> tuple[Tensor, Tens
     deviation = (float(matrix.double().std()) / rank**0.5) ** 0.5
     left = _gaussian((matrix.shape[0], rank), seed, f"{name}:left") * deviation
     return left, _gaussian((rank, matrix.shape[1]), seed, f"{name}:right") * deviation
-
-
-def relative_error(matrix: Tensor, left: Tensor, right: Tensor) -> float:
-    """The norm of what the factors' product is off by, over that of the matrix."""
-    whole = _precise(matrix)
-    off = whole - left.to(whole) @ right.to(whole)
-    return float(off.square().sum() / whole.square().sum().clamp_min(1e-30)) ** 0.5
 
 
 def _precise(matrix: Tensor) -> Tensor:
