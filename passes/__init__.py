@@ -6,6 +6,7 @@ TABLE = {
     "add-heads": "passes.add_heads:AddHeads",
     "add-kv-heads": "passes.add_kv_heads:AddKvHeads",
     "deepen": "passes.deepen:Deepen",
+    "drop-blocks": "passes.drop_blocks:DropBlocks",
     "duplicate-experts": "passes.duplicate_experts:DuplicateExperts",
     "factorize": "passes.factorize:Factorize",
     "grow-vocab": "passes.grow_vocab:GrowVocab",
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from passes.add_heads import AddHeads
     from passes.add_kv_heads import AddKvHeads
     from passes.deepen import Deepen
+    from passes.drop_blocks import DropBlocks
     from passes.duplicate_experts import DuplicateExperts
     from passes.factorize import Factorize
     from passes.grow_vocab import GrowVocab
@@ -46,9 +48,9 @@ if TYPE_CHECKING:
     from passes.widen_values import WidenValues
 
 __all__ = [
-    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DuplicateExperts", "Factorize", "GrowVocab", "MergeFactors",
-    "PermuteForNm", "PruneAxis", "Sparsify", "SplitKvHeads", "Supar", "Undo", "Upcycle", "Widen", "WidenExperts",
-    "WidenHidden", "WidenKeys", "WidenValues",
+    "TABLE", "AddHeads", "AddKvHeads", "Deepen", "DropBlocks", "DuplicateExperts", "Factorize", "GrowVocab",
+    "MergeFactors", "PermuteForNm", "PruneAxis", "Sparsify", "SplitKvHeads", "Supar", "Undo", "Upcycle", "Widen",
+    "WidenExperts", "WidenHidden", "WidenKeys", "WidenValues",
 ]  # fmt: skip
 
 

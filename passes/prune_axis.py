@@ -11,7 +11,8 @@ hand, from the values there are, that they add nothing.
 
 Reference. Li et al., Pruning Filters for Efficient ConvNets (arXiv 1608.08710), for whole units by magnitude; Fang et
 al., DepGraph (arXiv 2301.12900), for groups of weights that go together; Sun et al., Wanda (arXiv 2306.11695), for
-activations times weights.
+activations times weights; Molchanov et al., Importance Estimation for Neural Network Pruning (arXiv 1906.10771), for
+gradients times weights.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from graphgrow.pipeline import Pass, option, select
 from graphgrow.program import Program
 from graphgrow.rewrite import Rewriter
 from graphgrow.rewrite.prune import seen
-from graphgrow.rewrite.saliency import activation, magnitude
+from graphgrow.rewrite.saliency import activation, magnitude, taylor
 from graphgrow.sizes import number
 
 
@@ -48,8 +49,14 @@ class PruneAxis(Pass):
     factor: float | None = option("new number of units as a part of the old (0.5 if nothing is given)", default=None)
     units: tuple[int, ...] = option("the units to remove, from 0: 3+7+9", default=())
     multiple_of: int = option("round the new number of units up to a multiple of this", default=1)
-    score: Literal["magnitude", "activation"] = option(
-        "what to keep: units with large weights, or with large activations on --data too", default="magnitude"
+    score: Literal["magnitude", "activation", "taylor"] = option(
+        "what to keep: units with large weights; with large activations on --data, too; or without which the loss on "
+        "--data would change most (gradient times weight)",
+        default="magnitude",
+    )
+    allocation: Literal["uniform", "global"] = option(
+        "the same part of every axis, or the most salient units of all axes together (each axis' mean counts as one)",
+        default="uniform",
     )
 
     def __post_init__(self) -> None:
@@ -61,6 +68,10 @@ class PruneAxis(Pass):
             raise OptionError(found=f"{self.name}:factor={self.factor}", fix="give a factor above 0 and at most 1")
         if self.to is not None and self.to < 1:
             raise OptionError(found=f"{self.name}:to={self.to}", fix="give a positive number of units")
+        if self.allocation == "global" and (self.to is not None or self.units):
+            raise OptionError(
+                found=self.spec, fix="give `factor` with allocation=global: the part of all units to keep"
+            )
         if self.multiple_of < 1:
             raise OptionError(found=f"{self.name}:multiple_of={self.multiple_of}", fix="give a positive number")
         if len(set(self.units)) < len(self.units) or any(unit < 0 for unit in self.units):
@@ -69,7 +80,7 @@ class PruneAxis(Pass):
             )
 
     def rewrite(self, rewriter: Rewriter) -> None:
-        if self.score == "activation" and not rewriter.data:
+        if self.score != "magnitude" and not rewriter.data:
             raise OptionError(found=f"{self.spec} without data", fix="give batches of inputs: --data FILE, or data=[…]")
         chosen = self.chosen(rewriter)
         kept = {axis.atom: units for axis, units in zip(chosen, self.kept(rewriter, chosen), strict=True)}
@@ -110,9 +121,21 @@ class PruneAxis(Pass):
             raise Refusal(found=f"{self.spec} of a program without weights to judge by", where=axes[0].name, fix=fix)
         if self.score == "activation":
             scores = activation(program, axes, rewriter.data)
+        elif self.score == "taylor":
+            scores = taylor(program, axes, rewriter.data)
         else:
             scores = [magnitude(program, axis) for axis in axes]
-        return [self._largest(program, axis, score) for axis, score in zip(axes, scores, strict=True)]
+        wanted = self._together(scores) if self.allocation == "global" else [self.size(axis) for axis in axes]
+        return [self._largest(program, *each) for each in zip(axes, scores, wanted, strict=True)]
+
+    def _together(self, scores: Sequence[Tensor]) -> list[int]:
+        """How many units of each axis are among the most salient ones of all; at least one stays."""
+        relative = [score / (score.mean() or 1.0) for score in scores]
+        every = torch.cat(relative)
+        kept = max(1, round(len(every) * (self.factor or 0.5)))
+        threshold = every.sort(descending=True).values[kept - 1]
+        counts = [max(1, int((score >= threshold).sum())) for score in relative]
+        return [min(len(s), ceil(n / self.multiple_of) * self.multiple_of) for s, n in zip(scores, counts, strict=True)]
 
     def _without(self, axis: Named) -> list[int]:
         """All units but those that are named."""
@@ -122,9 +145,8 @@ class PruneAxis(Pass):
             raise Refusal(found=f"{self.spec}: {axis.name} has {old} units", where=axis.name, fix=fix)
         return [unit for unit in range(old) if unit not in set(self.units)]
 
-    def _largest(self, program: Program, axis: Named, score: Tensor) -> list[int]:
+    def _largest(self, program: Program, axis: Named, score: Tensor, size: int) -> list[int]:
         """The most salient units, or the first where units are told apart by their position."""
-        size = self.size(axis)
         if axis.atom in program.axes.positional:
             return list(range(size))
         order = torch.argsort(score, descending=True, stable=True)

@@ -180,7 +180,7 @@ class Sparsify(Pass):
             norms = input_norms(program, chosen, rewriter.data)
             found = {name: value * norms[name] for name, value in values.items()}
         else:
-            slopes = gradients(program, chosen, rewriter.data)
+            slopes = gradients(program, [one.name for one in chosen], rewriter.data)
             found = {name: value * slopes[name] for name, value in values.items()}
         for name, score in found.items():
             if not bool(score.isfinite().all()):

@@ -115,8 +115,19 @@ PROMISES: dict[str, Promise] = {
             ({"to": 0}, "positive"), ({"multiple_of": 0}, "positive"), ({"to": 99}, "at most 40"),
             ({"to": 40}, "smaller"), ({"units": (40,)}, "not all"), ({"units": (2, 2)}, "once"),
             ({"axis": "mpl"}, "'mlp'"), ({"axis": "features"}, "another axis"), ({"score": "activation"}, "--data"),
+            ({"score": "taylor"}, "--data"), ({"allocation": "global", "to": 8}, "factor"),
         ],
-        [("prune-axis:units=a", "as int"), ("prune-axis:score=size", "valid: activation, magnitude")], random=False,
+        [("prune-axis:units=a", "as int"), ("prune-axis:score=size", "valid: activation, magnitude, taylor")],
+        random=False,
+    ),
+    "drop-blocks": Promise(
+        ["nanogpt", "llama"], [{"layers": (1,)}], {"layers": (9,)}, [{"stack": "layers@*", "to": 1}, {"factor": 0.5}],
+        [
+            ({"to": 1, "layers": (1,)}, "one of"), ({"factor": 1.5}, "at most 1"), ({"to": 0}, "positive"),
+            ({"layers": (1, 1)}, "once"), ({}, "--data"), ({"layers": (0,), "stack": "h"}, "valid"),
+            ({"layers": (0, 1, 2, 3, 4, 5)}, "not all"),
+        ],
+        [("drop-blocks:layers=a", "as int")], renames=True, random=False, once=True,
     ),
     "sparsify": Promise(
         ["skip_mlp", "small_cnn", "nanogpt", "llama"],

@@ -2,7 +2,8 @@
 
 By magnitude: the norm of the weights that make a unit times the norm of those that read it, so that a unit with nothing
 on one side counts nothing. By activation: the root mean square of what the readers see of it, times the norm of their
-weights (the score of Wanda, arXiv 2306.11695, for whole units).
+weights (the score of Wanda, arXiv 2306.11695, for whole units). By gradient: how much the loss would change, to first
+order, without the weights that read it (Molchanov et al., arXiv 1906.10771).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from graphgrow.axes.contractions import operands
 from graphgrow.axes.names import Named
 from graphgrow.errors import Refusal
 from graphgrow.graph import Ref
+from graphgrow.layers import Stack
 from graphgrow.program import Program
+from graphgrow.rewrite.scores import gradients
 from graphgrow.rewrite.units import number, units_of
 
 
@@ -54,6 +57,51 @@ def activation(program: Program, axes: Sequence[Named], data: Sequence[Mapping[s
     return [squares[axis.atom].sqrt() * norms for axis, norms in zip(axes, weights, strict=True) if norms is not None]
 
 
+def taylor(program: Program, axes: Sequence[Named], data: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    """(units,) in float64 for each axis: the size of the sum of gradient times weight over what reads a unit, or, where
+    nothing sums over it, over what is made for it. Raises Refusal where the program gives no loss."""
+    sites = {axis.atom: _read(axis) for axis in axes}
+    names = list(dict.fromkeys(name for found in sites.values() for name in found))
+    products = {
+        name: gradient * program.tensors[name].detach().double()
+        for name, gradient in gradients(program, names, data).items()
+    }
+    scores: list[Tensor] = []
+    for axis in axes:
+        total = torch.zeros(number(axis.atom), dtype=torch.float64)
+        for name in sites[axis.atom]:
+            total += _along(products[name], program.axes.parameters[name], axis.atom)
+        scores.append(total.abs())
+    return scores
+
+
+def _read(axis: Named) -> list[str]:
+    """The parameters that are summed over an axis, or else all of its own."""
+    summed = [site.parameter for site in axis.sites if "contracts" in site.part]
+    return list(dict.fromkeys(summed or [site.parameter for site in axis.sites]))
+
+
+def influence(program: Program, stack: Stack, data: Sequence[Mapping[str, Tensor]]) -> list[float]:
+    """By how much each layer turns its stream: the mean of 1 - cos over all positions of all batches."""
+    streams = [name for layer in stack.layers for name in (layer.start, layer.end)]
+    watched = program.replace(graph=replace(program.graph, outputs=tuple(map(Ref, streams))), journal=())
+    module, hidden = watched.module(share=True).eval(), _hidden(program, streams[0])
+    total = [0.0] * len(stack.layers)
+    with torch.no_grad():
+        for inputs in data:
+            values = [value.double() for value in pytree.tree_leaves(module(**inputs))]
+            for layer, (before, after) in enumerate(zip(values[::2], values[1::2], strict=True)):
+                total[layer] += float(1 - torch.cosine_similarity(before, after, dim=hidden).mean())
+    return total
+
+
+def _hidden(program: Program, stream: str) -> int:
+    """The last dimension of a stream that is an axis of weights."""
+    axes = {axis.atom for axis in program.axes.named}
+    terms = program.axes.terms[stream]
+    return max((dim for dim, term in enumerate(terms) if axes.intersection(term.atoms)), default=len(terms) - 1)
+
+
 def _norms(program: Program, axis: Named, part: str) -> Tensor | None:
     """The norms of what parameters hold for each unit, those that emit it, contract or align."""
     total: Tensor | None = None
@@ -68,12 +116,16 @@ def _norms(program: Program, axis: Named, part: str) -> Tensor | None:
 
 def _by_unit(value: Tensor, terms: Sequence[Term], atom: Atom) -> Tensor:
     """The sum of squares for each unit, over all else."""
+    return _along(value.float().square(), terms, atom)
+
+
+def _along(value: Tensor, terms: Sequence[Term], atom: Atom) -> Tensor:
+    """The sum for each unit, over all else."""
     total = torch.zeros(number(atom), dtype=torch.float64)
     for dim, term in enumerate(terms):
         if atom in term.atoms:
             others = [other for other in range(value.dim()) if other != dim]
-            squares = value.float().square()
-            along = (squares.sum(others) if others else squares).double()
+            along = (value.sum(others) if others else value).double()
             units = torch.as_tensor(units_of(term, atom))
             total.index_add_(0, units[units >= 0], along[units >= 0])
     return total

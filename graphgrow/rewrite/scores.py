@@ -59,11 +59,11 @@ def _squares(values: Mapping[str, Tensor], use: Use, shape: Sequence[int]) -> Te
     return found.reshape([size if dim in kept else 1 for dim, size in enumerate(shape)])
 
 
-def gradients(program: Program, weights: Sequence[Weight], data: Data) -> dict[str, Tensor]:
+def gradients(program: Program, weights: Sequence[str], data: Data) -> dict[str, Tensor]:
     """The gradients of the loss by weights, added up over all batches. Raises Refusal where no output is a loss."""
     module = program.module().eval()
     owned = dict(module.named_parameters(remove_duplicate=False))
-    chosen = [owned[weight.name].requires_grad_(True) for weight in weights]
+    chosen = [owned[name].requires_grad_(True) for name in weights]
     total = [torch.zeros_like(one, dtype=torch.float64) for one in chosen]
     loss = _loss(program)
     for inputs in data:
@@ -71,7 +71,7 @@ def gradients(program: Program, weights: Sequence[Weight], data: Data) -> dict[s
         found = torch.autograd.grad(leaves[loss], chosen, allow_unused=True, materialize_grads=True)
         for sums, gradient in zip(total, found, strict=True):
             sums += gradient.double()
-    return {weight.name: sums for weight, sums in zip(weights, total, strict=True)}
+    return dict(zip(weights, total, strict=True))
 
 
 def _loss(program: Program) -> int:
