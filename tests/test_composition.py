@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
-from graphgrow.errors import Refusal
+from graphgrow.errors import OptionError, Refusal
+from graphgrow.patterns import Pattern, valid
 from graphgrow.pipeline import Pipeline, parse_pass
 from graphgrow.program import Program
 from graphgrow.verify import check
@@ -125,3 +128,56 @@ def test_depth_and_width_are_checked_at_once(model: str) -> None:
         tensor.view(-1)[-1] += 0.1
         wrong = new.replace(tensors={**new.tensors, row.parameter: tensor})
         assert not check(old, wrong).holds, row
+
+
+# Passes of all kinds. Factors of two keep groups of four whole.
+CUTS = ("sparsify:pattern=2:4", "sparsify:pattern=unstructured,density=0.6,allocation=erk", "factorize:fraction=0.5",
+        "merge-factors", "permute-for-nm:rounds=0", "prune-axis:factor=0.75,multiple_of=4", "drop-blocks:layers=0",
+        "widen:factor=1.5,multiple_of=4", "widen-hidden:factor=2", "deepen:factor=2", "factorize:budget=0.7",
+        "supar:base=hidden=8+mlp=16", "supar:base=hidden=8+mlp=16,form=fresh,sigma=0.1")  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_pipelines_of_all_kinds_at_random(seed: int) -> None:
+    """Each pass keeps what its own certificate says of the program before it; masks keep to their patterns; what comes
+    out is a program like any other: it learns, it is saved and read."""
+    chooser = random.Random(seed)
+    new = traced(chooser.choice(["nanogpt", "gpt2", "skip_mlp", "vit"])).to(torch.float64)
+    left = chooser.sample(CUTS, 4)
+    done: list[str] = []
+    for spec in left:
+        old = new
+        try:
+            new = parse_pass(spec)(old)
+        except (Refusal, OptionError):
+            continue
+        done.append(spec)
+        certificate = new.certificate
+        assert certificate and certificate.holds and (certificate.old, certificate.new) == (old.digest, new.digest)
+        if certificate.claim == "Exact":
+            inexact = bool(certificate.proof and "rounding" in certificate.proof.why)
+            assert disagreement(old, new) <= (1e-9 if inexact else FLOOR), (done, spec)
+        else:
+            assert certificate.measured and (certificate.measured.norm > 0 or not certificate.bounds)
+        for name, kind in new.kinds.items():
+            if kind.pattern:
+                assert valid(new.tensors[name], Pattern.parse(kind.pattern)), (done, name)
+                assert not new.tensors[name].all(), (done, name)
+    assert done
+    module = new.module().train()
+    found = [one for one in tree_leaves(module(**new.example({}, seed=3))) if one.is_floating_point()]
+    torch.stack([one.square().mean() for one in found]).sum().backward()
+    for name, parameter in module.named_parameters():
+        mask = new.tensors.get(f"{name}_mask")
+        if mask is not None and parameter.grad is not None:
+            assert not parameter.grad[~mask].any(), (done, name)
+
+
+def test_a_cut_program_is_saved_and_read(tmp_path: Path) -> None:
+    specs = ["factorize:fraction=0.5", "sparsify:pattern=2:4", "widen:factor=1.5,multiple_of=4", "deepen:factor=2"]
+    new = Pipeline.parse(specs)(traced("nanogpt"))
+    new.save(tmp_path / "cut.pt")
+    again = Program.load(tmp_path / "cut.pt")
+    assert again.digest == new.digest and again.journal == new.journal and again.kinds == new.kinds
+    replayed = Pipeline.parse([certificate.spec for certificate in new.journal])(traced("nanogpt"))
+    assert replayed.digest == new.digest
