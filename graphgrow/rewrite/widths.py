@@ -19,6 +19,7 @@ from graphgrow.axes.names import from_parameters
 from graphgrow.errors import Refusal
 from graphgrow.graph import Graph, Node, Ref
 from graphgrow.program import Program
+from graphgrow.rewrite.masks import masks
 from graphgrow.sizes import number
 
 Part = Literal["input", "hidden", "output", "vector"]
@@ -70,17 +71,7 @@ class Widths:
     @cached_property
     def masks(self) -> Mapping[str, str]:
         """For every masked parameter its mask: the buffer with a pattern that it is multiplied by."""
-        graph, kinds = self.program.graph, self.program.kinds
-        found: dict[str, str] = {}
-        for node in graph.nodes:
-            if node.op != "aten.mul.Tensor":
-                continue
-            read = [graph[name] for name in node.operands()]
-            names = [str(one.args[0]) for one in read if one.op == "parameter"]
-            masks = [name for name in names if kinds[name].pattern]
-            if len(read) == len(names) == 2 and len(masks) == 1:
-                found[next(name for name in names if name not in masks)] = masks[0]
-        return found
+        return masks(self.program)
 
     def density(self, name: str) -> float:
         """The part of a parameter that its mask lets through, over the base density; 1 without a mask."""

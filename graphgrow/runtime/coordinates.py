@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from graphgrow import ops, sizes
 from graphgrow.axes import Atom
 from graphgrow.errors import CheckFailed, OptionError, Refusal
-from graphgrow.graph import Argument, Graph, Kind, Node, Ref, TensorType
+from graphgrow.graph import Graph, Node, Ref, TensorType
 from graphgrow.program import Program
 from graphgrow.rewrite import Parameterization, Rewriter
+from graphgrow.rewrite.masks import masked
 from graphgrow.rewrite.parameterize import Optimizer, measured
 from graphgrow.rewrite.widths import Widths
 from graphgrow.runtime.groups import parameter_groups
@@ -283,37 +284,16 @@ def parameterized(
 
 def with_masks(program: Program, widths: Widths, density: float, seed: int) -> Program:
     """The program with random masks on its hidden weights, each with exactly that part of ones."""
-    if density == 1:
-        return program
-    graph, tensors, kinds = program.graph, dict(program.tensors), dict(program.kinds)
-    for name, weight in widths.weights.items():
-        if weight.part != "hidden" or name in widths.masks:
-            continue
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-        order = torch.randperm(tensors[name].numel(), generator=generator)
-        mask = torch.zeros(len(order), dtype=torch.bool)
-        mask[order[: max(1, round(density * len(order)))]] = True
-        tensors[f"{name}_mask"] = mask.reshape(tensors[name].shape)
-        kinds[f"{name}_mask"] = Kind("buffer", trainable=False, pattern="unstructured")
-        graph = _masked(graph, name)
-    return program.replace(graph=graph, tensors=tensors, kinds=kinds)
-
-
-def _masked(graph: Graph, name: str) -> Graph:
-    """A graph that multiplies a parameter by its mask."""
-    weight = graph.parameters[name]
-    mask, product = f"{weight.name}_mask", f"{weight.name}_masked"
-    added = (
-        Node(mask, "parameter", (f"{name}_mask",), (), TensorType(weight.shape, "bool"), weight.scope),
-        Node(product, "aten.mul.Tensor", (Ref(weight.name), Ref(mask)), (), weight.type, weight.scope),
-    )
-    last = max(graph.order[node.name] for node in graph.parameters.values())
-
-    def read(argument: Argument) -> Argument:
-        return Ref(product) if argument == Ref(weight.name) else argument
-
-    nodes = list(graph.nodes[: last + 1]) + list(added) + [node.map(read) for node in graph.nodes[last + 1 :]]
-    return Graph(tuple(nodes), graph.outputs, graph.symbols)
+    chosen: dict[str, tuple[Tensor, str]] = {}
+    for name, weight in widths.weights.items() if density < 1 else ():
+        if weight.part == "hidden" and name not in widths.masks:
+            shape = program.tensors[name].shape
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+            order = torch.randperm(shape.numel(), generator=generator)
+            mask = torch.zeros(len(order), dtype=torch.bool)
+            mask[order[: max(1, round(density * len(order)))]] = True
+            chosen[name] = (mask.reshape(shape), "unstructured")
+    return masked(program, chosen)
 
 
 def activations(widths: Widths) -> dict[str, str]:
