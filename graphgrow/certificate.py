@@ -177,6 +177,7 @@ class Certificate(_Value):
     bounds: tuple[Bound, ...] = ()  # of weights that are other ones, where all else is proved to be the same
     extended: tuple[str, ...] = ()  # outputs with other units than before: the claim is about those that both have
     moves: tuple[Move, ...] = ()  # of parameters that have another name, shape or factor than before
+    removed: tuple[str, ...] = ()  # parameters of which nothing is left
     notes: tuple[str, ...] = ()  # what the pass left alone, and why
     version: str = ""
 

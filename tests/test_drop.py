@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import graphgrow as gg
 from graphgrow.errors import OptionError, Refusal
@@ -12,7 +13,7 @@ from graphgrow.layers import stacks
 from graphgrow.program import Program
 from graphgrow.rewrite.saliency import influence, magnitude, taylor
 from graphgrow.tracing import trace
-from passes import Deepen, DropBlocks, PruneAxis
+from passes import Deepen, DropBlocks, Factorize, PruneAxis
 from tests.programs import traced
 
 torch.set_num_threads(1)
@@ -106,3 +107,43 @@ def test_units_of_all_axes_together() -> None:
     assert abs(sum(sizes) - sum(totals) / 2) <= len(axes) and sizes[0] < sizes[1]
     assert magnitude(old, axes[0]).shape == (totals[0],)
     assert gg.check(program, program).holds
+
+
+def stepped(program: Program) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A module after one step, with an optimizer of matrices and of all else."""
+    module = program.module().eval()
+    named = list(module.parameters())
+    parts = [[one for one in named if one.dim() > 1], [one for one in named if one.dim() <= 1]]
+    optimizer = torch.optim.AdamW([{"params": part, "weight_decay": 0.1 * at} for at, part in enumerate(parts)])
+    out = module(**program.example(seed=1))
+    sum(one.square().mean() for one in tree_leaves(out) if one.is_floating_point()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    return module, optimizer
+
+
+def test_optimizers_know_what_is_gone() -> None:
+    """The second layer has the name of the first one now, and its own moments."""
+    module, optimizer = stepped(traced("nanogpt"))
+    old = traced("nanogpt").trained(module)
+    new = DropBlocks(layers=(0,))(old)
+    smaller = new.module()
+    grown = gg.grow_optimizer(optimizer, module, smaller)
+    names = {id(parameter): name for name, parameter in smaller.named_parameters()}
+    assert sorted(names[id(one)] for group in grown.param_groups for one in group["params"]) == sorted(names.values())
+    before = dict(module.named_parameters())
+    for name, parameter in smaller.named_parameters():
+        origin = name.replace("blocks.0.", "blocks.1.")
+        assert torch.equal(grown.state[parameter]["exp_avg"], optimizer.state[before[origin]]["exp_avg"]), name
+
+
+def test_factors_join_the_group_of_their_weight() -> None:
+    module, optimizer = stepped(traced("nanogpt"))
+    new = Factorize(fraction=0.5)(traced("nanogpt").trained(module))
+    cut = new.module()
+    grown = gg.grow_optimizer(optimizer, module, cut)
+    names = {id(parameter): name for name, parameter in cut.named_parameters()}
+    matrices, rest = ([names[id(one)] for one in group["params"]] for group in grown.param_groups)
+    assert len(matrices) + len(rest) == len(names) and any(name.endswith("_left") for name in matrices)
+    assert not any(name.endswith(("_left", "_right")) for name in rest)
+    for parameter, name in ((one, names[id(one)]) for group in grown.param_groups for one in group["params"]):
+        assert bool(grown.state.get(parameter)) == (not name.endswith(("_left", "_right"))), name

@@ -115,7 +115,7 @@ def _members(own: Iterable[str], journal: Sequence[Certificate], targets: Mappin
         became: dict[str, dict[str, None]] = {}
         for move in certificate.moves:
             became.setdefault(move.old, {})[move.new] = None
-        moved = {move.old for move in certificate.moves if not move.fresh}
+        moved = {move.old for move in certificate.moves if not move.fresh} | {*certificate.removed}
         names = [
             new
             for name in names
@@ -197,7 +197,7 @@ class Grown:
         for move in certificate.moves:
             if not move.fresh:
                 moves.setdefault(move.new, []).append(move)
-        gone = {move.old for found in moves.values() for move in found}
+        gone = {move.old for found in moves.values() for move in found} | {*certificate.removed}
         states = {name: state for name, state in self.states.items() if name not in gone}
         fresh = {name: mask for name, mask in self.fresh.items() if name not in gone}
         for name, found in moves.items():

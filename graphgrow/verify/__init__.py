@@ -88,8 +88,8 @@ def _likened(found: Likeness, seed: int, weighed: bool) -> _Finding:
     proof = proved.proof.model_copy(update={"why": found.explain(proved.proof)})
     tested = found.test(seed, stored=True) if weighed and proof.holds else None
     gone = moves(found.old, found.new, alignment, proved.read) if proof.holds else ()
-    certificate = _certificate(found.first, found.second, (), proof, tested, gone)
-    return _Finding(certificate, list, found)
+    certificate = _certificate(found.first, found.second, (), proof, tested, (*gone, *found.fresh()))
+    return _Finding(certificate.model_copy(update={"removed": found.removed}), list, found)
 
 
 def _regrouped(old: Program, new: Program, found: Regrouped, seed: int, weighed: bool) -> _Finding:
@@ -128,7 +128,10 @@ def _shallower(old: Program, new: Program, seed: int, weighed: bool) -> _Finding
     growth = tuple(Growth(axis=row.axis, old=row.new, new=row.old) for row in found.growth)
     rows = tuple(row.model_copy(update={"removed": True}) for row in found.proof.constraints)
     proof = found.proof.model_copy(update={"constraints": rows})
-    return _Finding(_certificate(old, new, growth, proof, tested, renamed(old, new, frozenset())), list)
+    certificate = _certificate(old, new, growth, proof, tested, renamed(old, new, frozenset()))
+    gone = [name for name, node in old.graph.parameters.items() if node.name not in new.graph.by_name]
+    learned = tuple(name for name in gone if old.kinds[name].role == "parameter")
+    return _Finding(certificate.model_copy(update={"removed": learned}), list)
 
 
 def _both(old: Program, middle: Program, new: Program, seed: int) -> _Finding:

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from graphgrow.certificate import Bound, Proof, Test
+from graphgrow.certificate import Bound, Move, Proof, Test
 from graphgrow.graph import Graph, Kind, Ref
 from graphgrow.module import lower
 from graphgrow.program import Program
@@ -67,6 +67,23 @@ class Likeness:
                      for origin in self.form.weights.values())  # fmt: skip
         laws += [f"{masked} are computed from stored tensors"] if masked else []
         return "; ".join([proof.why, *laws])
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """The parameters of the old program that the new one does not have."""
+        kinds = self.first.kinds
+        return tuple(n for n in self.first.tensors if kinds[n].role == "parameter" and n not in self.second.tensors)
+
+    def fresh(self) -> Iterator[Move]:
+        """Which parameters belong where old ones did that they have nothing of: factors, and products of factors."""
+        larger = self._larger[0]
+        for name, origin in self.form.weights.items():
+            if origin in self.form.products:
+                parts = list(_parts(larger, origin, self.form.products))
+                pairs = [(name, part) for part in parts] if larger is self.second else [(parts[0], name)]
+                for old, new in pairs:
+                    if old in self.first.tensors and new in self.second.tensors and new not in self.first.tensors:
+                        yield Move(old=old, new=new, shape=tuple(self.second.tensors[new].shape), fresh=True)
 
     def bounds(self) -> Iterator[Bound]:
         """By how much weights differ."""
@@ -137,6 +154,16 @@ def _value(program: Program, name: str, products: Mapping[str, Product]) -> Tens
     tensors = {held: program.tensors[held] for held in graph.parameters}
     with torch.no_grad():
         return lower(graph, tensors, {held: program.kinds[held] for held in tensors}, {}, program.dtype).eval()()
+
+
+def _parts(program: Program, name: str, products: Mapping[str, Product]) -> Iterator[str]:
+    """The parameters that a weight is made of."""
+    if made := products.get(name):
+        yield from _parts(program, made.outer, products)
+        yield from _parts(program, made.inner, products)
+        return
+    held = _cone(program.graph, name).parameters
+    yield from (parameter for parameter in held if program.kinds[parameter].role == "parameter")
 
 
 def _cone(graph: Graph, name: str) -> Graph:
