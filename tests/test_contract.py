@@ -104,7 +104,7 @@ PROMISES: dict[str, Promise] = {
     "widen-hidden": Promise(
         ATTENTION, [{"factor": 1.5}], NO_AXIS, [{"by": "means"}, {"by": "copies", "factor": 2}],
         [({"by": "copies", "factor": 1.5}, "without changing"), ({"to": 8, "factor": 2.0}, "not both")],
-        [("widen-hidden:by=magic", "valid: auto, copies, means, zeros")],
+        [("widen-hidden:by=magic", "valid: auto, copies, means, shares, zeros")],
     ),
     "grow-vocab": Promise(ATTENTION, [{"factor": 1.5}], {}, [{"to": 120}, {"multiple_of": 64}]),
     "prune-axis": Promise(
