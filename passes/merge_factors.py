@@ -39,15 +39,15 @@ class MergeFactors(Pass):
         wanted = set(names if self.at == AUTO else matching(names, self.at))
         if names and not wanted:
             raise OptionError.unknown(f"factor for {self.name}", self.at, names)
-        chosen, left = list[Chain](), dict[str, str]()
+        chosen, left, taken = list[Chain](), dict[str, str](), set[str]()
         for pair, found in known.items():
-            taken = {name for one in chosen for name in (one.first, one.second)}
             if wanted.isdisjoint(pair):
                 continue
             if isinstance(found, str):
                 left[" and ".join(pair)] = found
             elif taken.isdisjoint(pair):
                 chosen.append(found)
+                taken.update(pair)
             else:
                 left[" and ".join(pair)] = "one of both is merged already: run the pass again"
         if not chosen:

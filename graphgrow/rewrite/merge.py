@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from graphgrow.axes.contractions import each
 from graphgrow.graph import Argument, Graph, Kind, Node, Ref
 from graphgrow.program import Program
-from graphgrow.rewrite.products import ADDED, Use, Weight, conv_arguments, convolved, each_dim
+from graphgrow.rewrite.products import ADDED, Use, Weight, conv_arguments, convolved
 
 _FACTORS = ("_left", "_right")
 Known = Mapping[str, Weight | str]
@@ -174,8 +175,8 @@ def _joined(before: Use, after: Use, one: Chain, new: str) -> Node:
         settings = list[Argument]()
         for inner, other in zip(convolved(before.node)[1:4], outer, strict=True):
             count = len(before.points)
-            each = zip(before.points, each_dim(inner, count), each_dim(other, count), strict=True)
-            settings.append(inner if isinstance(inner, str) else tuple(b if point else a for point, a, b in each))
+            both = zip(before.points, each(inner, count), each(other, count), strict=True)
+            settings.append(inner if isinstance(inner, str) else tuple(b if point else a for point, a, b in both))
         args = conv_arguments(Ref(before.x.name), Ref(new), bias, *settings, 1)
         return replace(after.node, args=args, kwargs=())
     changes = {before.node.name: before.x.name, before.weight: new, after.weight: new}

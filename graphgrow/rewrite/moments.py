@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.functional import unfold
 from torch.utils import _pytree as pytree
 
+from graphgrow.axes.contractions import each
 from graphgrow.graph import Ref
 from graphgrow.program import Program
 from graphgrow.rewrite.factors import Weighting
-from graphgrow.rewrite.products import Use, Weight, convolved, each_dim
+from graphgrow.rewrite.products import Use, Weight, convolved
 
 
 def moments(
@@ -63,7 +64,7 @@ def _patches(weight: Weight, use: Use, x: Tensor) -> Tensor:
     """(positions, channels * window): what a convolution multiplies by its weight."""
     spatial = len(weight.shape) - 2
     _, *given, _ = convolved(use.node)
-    settings = ([int(str(item)) for item in each_dim(0 if value == "valid" else value, spatial)] for value in given)
+    settings = ([int(str(item)) for item in each(0 if value == "valid" else value, spatial)] for value in given)
     images, window, stride, padding, dilation = x, list(weight.shape[2:]), *settings
     if use.dim == 0:
         images = images.unsqueeze(0)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from graphgrow import ops
 from graphgrow.axes import Axes
-from graphgrow.axes.contractions import equation, operands
+from graphgrow.axes.contractions import each, equation, operands
 from graphgrow.graph import WEIGHTS, Argument, Graph, Node, Ref
 from graphgrow.program import Program
 from graphgrow.sizes import Dim
@@ -110,11 +110,11 @@ class Weight:
         bias, *settings, _ = convolved(node)
         outer, own = list[Argument](), list[Argument]()
         for value, trivial in zip(settings, _TRIVIAL, strict=True):
-            each = each_dim(value, spatial)
+            spread = each(value, spatial)
             outer.append(
-                value if isinstance(value, str) else (*each[: self.outer], *[trivial] * (spatial - self.outer))
+                value if isinstance(value, str) else (*spread[: self.outer], *[trivial] * (spatial - self.outer))
             )
-            own.append(value if isinstance(value, str) else (*[trivial] * self.outer, *each[self.outer :]))
+            own.append(value if isinstance(value, str) else (*[trivial] * self.outer, *spread[self.outer :]))
         shape = (*node.shape[: use.dim], rank, *use.x.shape[use.dim + 1 : first], *node.shape[first:])
         kind = replace(node.tensor, shape=shape)
         args = conv_arguments(Ref(use.x.name), Ref(right), None, *own, 1)
@@ -172,8 +172,8 @@ def _convolution(graph: Graph, node: Node, weight: Node) -> Use | None:
         return None
     assert isinstance(image, Ref)
     window = weight.shape[2:]
-    around = each_dim(0 if isinstance(padding, str) else padding, len(window))
-    steps = zip(window, each_dim(stride, len(window)), around, strict=True)
+    around = each(0 if isinstance(padding, str) else padding, len(window))
+    steps = zip(window, each(stride, len(window)), around, strict=True)
     points = tuple(one == (1, 1, 0) for one in steps)
     return Use(node, weight.name, "convolution", 1, graph[image.name], len(node.shape) - len(window) - 1, points=points)
 
@@ -252,12 +252,6 @@ def conv_arguments(*given: Argument) -> tuple[Argument, ...]:
             break
         kept.pop()
     return tuple(kept)
-
-
-def each_dim(value: Argument, count: int) -> tuple[Argument, ...]:
-    """A setting for each dimension of space: one number stands for all."""
-    given = value if isinstance(value, tuple) else (value,)
-    return given * count if len(given) == 1 else given
 
 
 def _sized(node: Node, dim: int, size: Dim) -> Node:
