@@ -35,7 +35,7 @@ def rows() -> Iterator[Row]:
     from graphgrow.runtime.coordinates import Settings, coordinates, text_inputs
 
     settings = Settings(
-        widths=(WIDTH,), densities=DENSITIES, schemes=("sp", "mup", "supar"), base=BASE, seeds=2, batch=4
+        widths=(WIDTH,), densities=DENSITIES, schemes=("sp", "mup", "supar"), base=BASE, seeds=2, lr=1e-2, batch=4
     )
     found = coordinates(language_model, settings, text_inputs(settings, text()))
     for scheme in settings.schemes:

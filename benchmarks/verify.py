@@ -20,10 +20,10 @@ from passes import Widen
 TURNS = 5
 PARTS = {  # where the pass looks each part up, and what it is
     "passes.widen.Widen.rewrite": "rewrite (with its own proof)",
-    "graphgrow.verify.align": "alignment (with the axes of the new program)",
-    "graphgrow.verify.prove": "proof (with reading all weights)",
-    "graphgrow.verify.test": "numeric test",
-    "graphgrow.verify._dead": "test for dead growth",
+    "graphgrow.verify.judges.align": "alignment (with the axes of the new program)",
+    "graphgrow.verify.judges.prove": "proof (with reading all weights)",
+    "graphgrow.verify.judges.test": "numeric test",
+    "graphgrow.verify.judges._dead": "test for dead growth",
     "graphgrow.program.digest": "digests of both programs",
 }
 

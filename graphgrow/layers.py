@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 
 from graphgrow.graph import Argument, Graph, Node, Ref, TensorType
+from graphgrow.sizes import total
 
 _ADD = "aten.add.Tensor"
 _LONGEST = 64  # residual blocks in one layer
@@ -102,7 +103,8 @@ def _singles(graph: Graph, blocks: Mapping[int, tuple[str, str]], last: int, pat
     for entry, found in entries.items():
         start, end = blocks[found[0]][0], blocks[found[-1]][1]
         if found[-1] == last:
-            end = [name for name in path if name == path[0] or _in(graph[name].scope, entry)][-1]
+            inside = [name for name in path if name == path[0] or _in(graph[name].scope, entry)]
+            end = [name for name in inside if graph[name].shape == graph[path[0]].shape][-1]
         if found == list(range(found[0], found[-1] + 1)):
             above, number = entry[:-1], int(entry[len(entry) - 1])
             yield Stack(_title(".".join(above)), (_layer(graph, start, end),), frozenset([above]), number, 1)
@@ -133,14 +135,24 @@ def _chains(graph: Graph) -> Iterator[tuple[list[tuple[str, str]], Sequence[str]
     after = {join: list(_after(graph, join, meets, dynamic, begins)) for join in streams}
     linked = {join: begins[path[-1]] for join, path in after.items() if path[-1] in begins}
     for join in streams.keys() - set(linked.values()):
-        chain: list[tuple[str, str]] = []
-        tail = 0
-        while join in linked:
-            tail = len(after[join]) - 1
-            chain.append((streams[join], after[join][tail]))
-            join = linked[join]
-        chain.append((streams[join], after[join][min(tail, len(after[join]) - 1)]))
-        yield chain, after[join]
+        joins = [join]
+        while joins[-1] in linked:
+            joins.append(linked[joins[-1]])
+        tails = _tails(graph, [(streams[one], after[one]) for one in joins])
+        yield [(streams[one], after[one][tail]) for one, tail in zip(joins, tails, strict=True)], after[joins[-1]]
+
+
+def _tails(graph: Graph, blocks: Sequence[tuple[str, Sequence[str]]]) -> list[int]:
+    """How far each block of a chain goes on the path after its join, from its stream and that path: up to the next
+    block's stream, if that is as large (else what lies between changes its size, and is none of the block's); like the
+    block before where there is none. Where the stream would be left in a shape of its own, all end at their joins."""
+    tails: list[int] = []
+    for stream, path in blocks:
+        follows = len(tails) < len(blocks) - 1 and total(graph[path[-1]].shape) == total(graph[stream].shape)
+        before = tails[-1] if tails else 0
+        tails.append(len(path) - 1 if follows else min(len(path) - 1, before))
+    known = [graph[stream].shape for stream, _ in blocks[-2:]]
+    return tails if graph[blocks[-1][1][tails[-1]]].shape in known else [0] * len(tails)
 
 
 def _joins(graph: Graph, meets: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -148,20 +160,28 @@ def _joins(graph: Graph, meets: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         if node.op != _ADD or any(user.op == _ADD for user in _only_user(graph, node.name)):
             continue
-        for name in sorted(summands(graph, node.name), key=lambda name: graph.order[name]):
-            source = _uncast(graph, name)
+        for name in sorted(summands(graph, node.name), key=lambda name: graph.order[stream_of(graph, name).name]):
+            source = stream_of(graph, name)
             forks = len(graph.users[source.name]) > 1 and meets.get(source.name) == node.name
             if forks and isinstance(source.type, TensorType) and source.shape == node.shape:
                 yield node.name, source.name
                 break
 
 
-def _uncast(graph: Graph, name: str) -> Node:
-    """What a value is a cast of that nothing else reads."""
+def stream_of(graph: Graph, name: str) -> Node:
+    """What a value is a cast of that nothing else reads, or that times gains of the residual stream."""
     node = graph[name]
-    while node.op == "aten.to.dtype" and len(graph.users[node.name]) == 1:
-        node = graph[next(node.operands())]
+    while len(graph.users[node.name]) == 1 and (node.op == "aten.to.dtype" or gains(graph, node)):
+        node = graph[next(other for other in node.operands() if other not in gains(graph, node))]
     return node
+
+
+def gains(graph: Graph, node: Node) -> tuple[str, ...]:
+    """The parameter that a product of one value with one parameter multiplies by; () of any other node."""
+    if node.op != "aten.mul.Tensor":
+        return ()
+    found = tuple(name for name in node.operands() if graph[name].op == "parameter")
+    return found if len(found) == 1 and len(set(node.operands())) == 2 else ()
 
 
 def summands(graph: Graph, join: str) -> Iterator[str]:

@@ -28,6 +28,10 @@ TABLE: dict[str, Row] = {"input": Row("input"), "parameter": Row("parameter"), "
 TABLE["by_mode"] = Row("pointwise", zero="all")
 
 
+# The argument in which an operator has the one dimension that it works along, by kind.
+DIMENSION = {"split": 2, "slice": 1, "select": 1, "glu": 1}
+
+
 def known(op: str) -> bool:
     """Whether a graph may hold this operator."""
     return op in TABLE

@@ -2,12 +2,13 @@
 
 Statement. Let layers x + f(x) follow one another. A further one, with its weights copied or random, keeps every output
 if what makes f zero is zero: the last weights and biases of each branch, or the gain of the norm after them (Gemma's
-1 + gain: the gain is -1), or the branch's own scale. Whatever all its other weights hold, it computes x + 0 = x. In
-residual blocks that end with relu(x + f(x)) it computes relu(x), which is x because the stream came out of a relu.
+1 + gain: the gain is -1), or the branch's own scale. Whatever all its other weights hold, it computes x + 0 = x. Where
+the stream has gains of its own, w * x + f(x), w is one. In residual blocks that end with relu(x + f(x)) it computes
+relu(x), which is x because the stream came out of a relu.
 
 Proof. `verify` numbers the values of both graphs: nodes have one number when they apply the same operator to the same
-numbers, x + 0 has the number of x, relu of what a relu made has its operand's. Every output has one number in both. A
-norm after the addition, LN(x + 0), is not x: layers of that kind are refused, with the norm's place.
+numbers, x + 0 and x * 1 have the number of x, relu of what a relu made has its operand's. Every output has one number
+in both. A norm after the addition, LN(x + 0), is not x: layers of that kind are refused, with the norm's place.
 
 Layers are found in the graph: residual additions whose blocks repeat, whatever their names are. Names of new layers
 count on as the module list's would.

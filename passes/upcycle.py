@@ -54,9 +54,10 @@ class Upcycle(Pass):
             raise OptionError(found=f"{self.name}:every={self.every}", fix="give a positive number")
 
     def rewrite(self, rewriter: Rewriter) -> None:
-        found = [(axis, rewriter.region(axis.atom)) for axis in self.candidates(rewriter.program)]
-        regions = {axis: region for axis, region in found if isinstance(region, Region)}
-        reasons = {axis: reason for axis, reason in found if isinstance(reason, str)}
+        axes = self.candidates(rewriter.program)
+        found = rewriter.regions(axis.atom for axis in axes)
+        regions = {axis: region for axis in axes if isinstance(region := found[axis.atom], Region)}
+        reasons = {axis: reason for axis in axes if isinstance(reason := found[axis.atom], str)}
         order = rewriter.program.graph.order
         chosen = sorted(regions.values(), key=lambda region: order[region.exit])[self.every - 1 :: self.every]
         if not chosen:

@@ -7,9 +7,10 @@ sqrt(new/old).
 
 Proof. A score is a sum over these units: every new term has a zero factor. Rotary positions turn pairs of units:
 old pairs keep their frequencies, which are old blocks of a table, and what turns zeros is free. A norm of queries
-and of keys (QK norm) sees its mean square fall to old/new when new units are zero: eps and gains follow. Both are
-zero then, and neither ever gets a gradient: copies are the way, to a multiple of the size, and other sizes are
-refused.
+and of keys (QK norm) sees its mean square fall to old/new when new units are zero: eps and gains follow, or, where
+there are no gains, the number that scores are multiplied by. Both are zero then, and neither ever gets a gradient:
+copies are the way, to a multiple of the size, and other sizes are refused. Unit vectors (cosine attention) are
+copied the same way.
 
 Reference. Gesmundo & Maile (arXiv 2308.06103), Theorem 3.4.
 """

@@ -245,6 +245,7 @@ row(
     "repeat_interleave.self_int",
     lambda h: a.repeat_interleave.self_int(h, 2, 1),
     lambda h, p=(12,): a.repeat_interleave.self_int(h, 2, -1) * p,
+    lambda h: a.repeat_interleave.self_int(h, 2, -1, output_size=12),
 )
 rows(
     "cat concat concatenate",

@@ -18,7 +18,7 @@ from graphgrow.program import Program
 from graphgrow.rewrite import Place
 from graphgrow.tracing import trace
 from graphgrow.verify import certify, check
-from passes import Deepen
+from passes import Deepen, Undo
 from tests.programs import outputs, traced
 from tests.zoo import ZOO
 
@@ -59,9 +59,10 @@ def zeroed(found: Certificate) -> set[tuple[str, str]]:
         (
             "mobilenet_v2",
             {
-                "layers@mobilenet_v2.layer.3": 1,
-                "layers@mobilenet_v2.layer.6": 2,
-                "layers@mobilenet_v2.layer.10": 1,
+                "layers@mobilenet_v2.layer.1": 1,
+                "layers@mobilenet_v2.layer.3": 2,
+                "layers@mobilenet_v2.layer.6": 3,
+                "layers@mobilenet_v2.layer.10": 2,
                 "layers@mobilenet_v2.layer.13": 2,
             },
         ),
@@ -291,9 +292,57 @@ def test_a_stream_that_can_be_negative() -> None:
                 Deepen(at=0)(program)
 
 
+class GainedBlock(nn.Module):
+    """w * x + f(x), as in Doge: the stream has gains of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.norm = nn.Parameter(torch.rand(6) + 0.5), nn.LayerNorm(6)
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+def test_gains_of_the_stream_are_one_in_new_layers() -> None:
+    torch.manual_seed(0)
+    program = trace(nn.Sequential(nn.Linear(5, 6), GainedBlock(), GainedBlock()), {"input": torch.randn(3, 5)})
+    deeper = certified(Deepen(to=4)(program))
+    needs = {(parameter.rpartition(".")[2], text) for parameter, text in zeroed(deeper)}
+    assert needs == {("gain", "1"), ("weight", "zero"), ("bias", "zero")}
+    assert deeper.proof and [step.gives for step in deeper.proof.steps].count("the stream: x * 1 = x") == 1
+    assert Undo()(Deepen(to=4)(program)).digest == program.digest
+
+
+def test_a_gain_of_the_stream_that_is_not_one_is_found() -> None:
+    torch.manual_seed(0)
+    program = trace(nn.Sequential(nn.Linear(5, 6), GainedBlock(), GainedBlock()), {"input": torch.randn(3, 5)})
+    deeper = Deepen(to=3)(program)
+    (gain,) = (parameter for parameter, text in zeroed(certified(deeper)) if text == "1")
+    assert not check(program, edited(deeper, gain, lambda tensor: tensor[0].mul_(1.001))).holds
+
+
 def test_a_norm_after_the_sum_is_refused_with_its_place() -> None:
     with pytest.raises(Refusal, match=r"layer_norm.default \(modeling_bert.* stands on the residual stream"):
         Deepen()(traced("bert"))
+
+
+def test_a_layer_that_could_only_be_silenced_where_nothing_learns_is_refused() -> None:
+    """Standardised weights (BiT) are of full size as soon as they are not zero; relu gives zeros no gradient."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.weight = nn.GroupNorm(2, 4), nn.Parameter(torch.randn(4, 4, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat = F.batch_norm(self.weight.reshape(1, 4, -1), None, None, training=True)
+            return x + F.conv2d(F.relu(self.norm(x)), flat.reshape(4, 4, 3, 3), padding=1)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Block(), Block())
+    with pytest.raises(Refusal, match=r"no parameter of the layer alone makes aten.conv2d.default .* zero"):
+        Deepen()(trace(model, {"input": torch.randn(2, 3, 8, 8)}))
 
 
 def test_layers_that_share_their_weights_are_refused() -> None:

@@ -47,6 +47,9 @@ def worker(rank, path, address):
             torch.save({"losses": found / 2, "names": names}, f"{path}/result.pt")
     finally:
         dist.destroy_process_group()
+    # Gloo's threads outlive the group; one that drops a tensor while the interpreter shuts down aborts the process
+    # (pytorch/pytorch#179291). All that the test compares is written by now.
+    os._exit(0)
 
 
 def test_two_processes_train_as_one(tmp_path):

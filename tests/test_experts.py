@@ -380,3 +380,22 @@ def test_what_is_no_mlp_of_its_own(model: type[nn.Module]) -> None:
     with pytest.raises(Refusal) as caught:
         Upcycle()(trace(model(), {"x": torch.randn(2, 4, 6)}))
     assert all((caught.value.found, caught.value.where, caught.value.fix))
+
+
+class Deep(nn.Module):
+    """An MLP of three layers: the operator that ends the first inner axis begins the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 10), nn.Linear(10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+def test_inner_axes_that_share_an_operator_are_not_both_upcycled() -> None:
+    torch.manual_seed(0)
+    new = Upcycle(experts=3)(trace(nn.Sequential(Deep(), Deep()), {"input": torch.randn(3, 6)}))
+    assert new.certificate and new.certificate.evidence == "proved and tested"
+    assert {name for name in new.tensors if "experts.b.weight" in name} == {"0.experts.b.weight", "1.experts.b.weight"}
+    assert sum("b left as it is" in note for note in new.certificate.notes) == 2

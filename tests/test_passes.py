@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from graphgrow.certificate import Certificate
 from graphgrow.errors import DeadGrowth, Refusal
@@ -12,7 +12,8 @@ from graphgrow.pipeline import Pass, Pipeline, parse_pass
 from graphgrow.program import Program
 from graphgrow.tracing import trace
 from graphgrow.verify import check
-from passes import AddHeads, Deepen, GrowVocab, WidenHidden, WidenKeys
+from graphgrow.verify.equivalence import measure
+from passes import AddHeads, Deepen, GrowVocab, Widen, WidenHidden, WidenKeys
 from tests.programs import traced
 
 torch.set_num_threads(1)
@@ -233,3 +234,20 @@ def test_the_derivation_of_depth() -> None:
     assert found.proof
     assert [step.gives for step in found.proof.steps if step.place.startswith("add ")] == ["the stream: x + 0 = x"] * 2
     assert any("mlp.c_proj.weight is zero" in read for step in found.proof.steps for read in step.reads)
+
+
+class Noisy(nn.Module):
+    """Noise on its input, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x + torch.rand_like(x)).relu())
+
+
+def test_random_numbers_are_the_same_in_both_programs() -> None:
+    program = trace(Noisy(), torch.randn(3, 6))
+    assert certified(Widen()(program)).growth
+    assert measure(program, program, (), seed=0).largest == 0

@@ -16,7 +16,15 @@ from graphgrow.program import Program
 from graphgrow.report import cost, difference
 from graphgrow.report.cost import operations
 from graphgrow.report.passes import described
-from graphgrow.report.tables import amount, axes_table, certificate_table, difference_table, notes_of, weights_table
+from graphgrow.report.tables import (
+    amount,
+    axes_table,
+    certificate_table,
+    cost_table,
+    difference_table,
+    notes_of,
+    weights_table,
+)
 from graphgrow.report.values import axes_value, certificate_value, difference_value, weights_value
 from graphgrow.report.weights import weight_costs
 from graphgrow.tracing import trace
@@ -232,3 +240,15 @@ def test_masks_alone_are_said_to_make_nothing_faster():
     cut = Sparsify()(traced("llama"))
     assert any("Masks alone make nothing faster" in note for note in notes_of(weight_costs(cut)))
     assert sum(one.effective for one in weight_costs(cut)) < sum(one.flops for one in weight_costs(cut))
+
+
+def test_what_masks_cut_away_is_told_beside_all_operations() -> None:
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
+    old = traced_alone(model, 2, 8)
+    new = Sparsify(pattern="2:4")(old)
+    dense, masked = cost(old), cost(new)
+    assert (dense.flops, dense.effective) == (288, 288), "2 * (8 * 12 + 12 * 4)"
+    assert (masked.flops, masked.effective) == (288, 192), "half of the first; the second makes outputs"
+    shown = drawn(cost_table(dense, masked))
+    assert "effective FLOPs" in shown and "x0.67" in shown
+    assert "effective" not in drawn(cost_table(dense, dense))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import graphgrow as gg
@@ -126,6 +126,14 @@ def test_multipliers_are_those_of_the_reference() -> None:
     assert (hidden["lr"], hidden["weight_decay"]) == (0.01 * scales[0], 0.1 * scales[1])
     assert len(hidden["params"]) == 8, "c_attn, c_proj, c_fc and c_proj of two layers"
     assert sum(len(group["params"]) for group in groups) == len(list(new.module().parameters()))
+
+
+def test_a_head_right_after_the_embedding_has_a_multiplier_of_its_own() -> None:
+    bigrams = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 11))
+    program = gg.trace(bigrams, {"input": torch.randint(11, (2, 5))})
+    new = changed(program, base=("rank=4",), alpha_in=3.0, alpha_out=5.0)
+    assert [node.args[1] for node in new.graph.nodes if node.source == MARK] == [3.0, 5.0 / 2]
+    assert changed(new, base=("rank=4",), alpha_in=3.0, alpha_out=5.0).digest == new.digest, "again nothing changes"
 
 
 def test_scores_are_divided_by_the_size_of_keys() -> None:

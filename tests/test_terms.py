@@ -139,6 +139,13 @@ def test_cuts_at_symbolic_places():
     assert again.size == 1 and len(summands(axis)) == 2
 
 
+def test_a_cut_through_the_unit_leaves_it_whole():
+    """All dimensions of size one are the same axis: a cut of one must not be one of all, in every model to come."""
+    pieces = cut(UNIT, [sub(1, LENGTH)], units=True)
+    assert [piece.size for piece in pieces] == [sub(1, LENGTH), LENGTH]
+    assert UNIT.form == "atom" and not UNIT.parts and UNIT.root() is UNIT
+
+
 def test_a_cut_whose_place_is_not_known():
     axis = Axis(add(BATCH, LENGTH))
     cut(axis, [BATCH])

@@ -253,6 +253,16 @@ def test_spectral_norm_changes_state_in_training():
     torch.testing.assert_close(program.module()(X), model.eval()(X))
 
 
+def test_experts_in_groups():
+    sizes = {"vocab_size": 30, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "use_cache": False}
+    config = hf.OlmoeConfig(num_attention_heads=2, num_experts=3, num_experts_per_tok=2, **sizes)
+    model, tokens = hf.OlmoeForCausalLM(config), {"input_ids": torch.randint(30, (2, 5))}
+    fix = refused(TraceError, model, tokens).fix
+    assert 'model.set_experts_implementation("batched_mm")' in fix
+    model.set_experts_implementation("batched_mm")
+    assert any(axis.role == "experts" for axis in trace(model, tokens).axes.named)
+
+
 MISTAKES = [
     (TraceError, Lazy, (X, X), "the class Lazy", "Lazy(...)"),
     (TraceError, 3, None, "a int, which is no model", "Hugging Face folder"),

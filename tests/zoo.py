@@ -274,6 +274,36 @@ UNLISTED: dict[str, Build] = {
         hidden_size=48, mlp_ratio=2, num_hidden_layers=2, num_attention_heads=4, image_size=24,
         patch_size=8, num_labels=CLASSES,
     ),
+    # Keys normalised with gains that have 1 added, local and global rotary tables.
+    "gemma3": pretrained(hf.Gemma3ForCausalLM, hf.Gemma3TextConfig, tokens(mask=True), **GROUPED, sliding_window=5),
+    # Slopes computed from the number of the head.
+    "mpt": pretrained(
+        hf.MptForCausalLM, hf.MptConfig, tokens(),
+        vocab_size=VOCAB, d_model=48, n_heads=4, n_layers=2, expansion_ratio=3, max_seq_len=37,
+    ),
+    # A tied head behind a norm, and parameters that nothing reads.
+    "esm": pretrained(
+        hf.EsmForMaskedLM, hf.EsmConfig, tokens(mask=True),
+        **PLAIN, position_embedding_type="rotary", token_dropout=False, mask_token_id=2,
+    ),
+    # Keys normalised without gains, so that only attention's scale can make up for them.
+    "nanochat": pretrained(hf.NanoChatForCausalLM, hf.NanoChatConfig, tokens(), **DERIVED_HEAD),
+    # Cosine attention, norms after the sublayers.
+    "swinv2": pretrained(
+        hf.Swinv2ForImageClassification, hf.Swinv2Config, floats("pixel_values", 3, 32, 32),
+        image_size=32, patch_size=4, embed_dim=24, depths=[1, 2], num_heads=[2, 4], window_size=4, num_labels=CLASSES,
+    ),
+    # Responses normalised over space; stages of which the last block is followed by another size.
+    "convnextv2": pretrained(
+        hf.ConvNextV2ForImageClassification, hf.ConvNextV2Config, floats("pixel_values", 3, 32, 32),
+        hidden_sizes=[20, 28], depths=[2, 2], num_stages=2, image_size=32, num_labels=CLASSES,
+    ),
+    # A stream that is one of channels by turns; batch norms.
+    "patchtst": pretrained(
+        hf.PatchTSTForPrediction, hf.PatchTSTConfig, floats("past_values", 32, 3),
+        num_input_channels=3, context_length=32, patch_length=8, patch_stride=8, prediction_length=5, d_model=48,
+        ffn_dim=80, num_hidden_layers=2, num_attention_heads=4,
+    ),
     "encoder_post_norm": model(lambda: hw.Encoder(VOCAB, 48, 4, 80, 2, norm_first=False), tokens("tokens")),
     "unet": model(lambda: hw.UNet(3, (10, 18, 26), CLASSES), floats("image", 3, 16, 16)),
     "mixer": model(lambda: hw.Mixer(3, 16, 4, 48, CLASSES, 2), floats("image", 3, 16, 16)),

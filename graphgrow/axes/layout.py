@@ -135,6 +135,8 @@ def _repeat_interleave(state: State, node: Node) -> Result:
     repeat = atom(node.args[1]) if isinstance(node.args[1], int | Size) else UNIT
     state.bind(node, ("args", 1), repeat)
     shape[dim] = product([shape[dim], repeat])
+    if isinstance(node.argument(3, "output_size"), int | Size):
+        state.bind(node, ("output_size",), shape[dim])
     return tuple(shape)
 
 

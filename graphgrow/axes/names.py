@@ -247,14 +247,15 @@ def _joins(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict[Atom, 
 
 
 def _between(axes: Axes, weights: Mapping[str, tuple[str, ...]], seen: dict[Atom, _Facts]) -> None:
-    """What stands between the product that emits an axis and those that sum over it: other operators, products of
-    activations, and parameters along it (a bias, a gain)."""
+    """What stands between the product that emits an axis and those that sum over it: other operators (but a factor that
+    is one number), products of activations, and parameters along it (a bias, a gain)."""
     for contraction, shared, summed, free in axes.contractions:
         if sum(name not in weights for name in contraction.operands) > 1:
             for atom in _atoms((*shared, *summed, *(term for terms in free for term in terms))):
                 seen[atom].between = True
     for node in axes.graph.nodes:
-        if node.name not in weights and ops.kind(node.op) not in ("contraction", "convolution", "embedding"):
+        linear = ops.kind(node.op) in ("contraction", "convolution", "embedding") or _scales(node)
+        if node.name not in weights and not linear:
             shapes = axes.several.get(node.name, ()) or (axes.terms.get(node.name, ()),)
             for atom in (atom for shape in shapes for atom in _atoms(shape)):
                 seen[atom].between = True
@@ -272,6 +273,11 @@ def _mark_join(axes: Axes, node: Node, operands: list[str], seen: dict[Atom, _Fa
                 seen[atom].joined = True
 
 
+def _scales(node: Node) -> bool:
+    """Whether a node multiplies by one number."""
+    return node.op in ("aten.mul.Tensor", "aten.mul.Scalar") and isinstance(node.args[1], int | float)
+
+
 def _inner(facts: _Facts) -> bool:
     return bool(facts.emitted and facts.contracted) and not (facts.visible or _residual(facts))
 
@@ -286,7 +292,8 @@ def _role(atom: Atom, facts: _Facts, vocabularies: set[Dim]) -> str:
             return role
     if facts.emitted or facts.contracted or facts.aligned:
         for role in ("key", "heads", "value"):
-            if facts.roles[role] and (role == "heads" or not _residual(facts)):
+            used = role != "value" or facts.contracted or facts.visible  # else rows that a product is picked from
+            if facts.roles[role] and used and (role == "heads" or not _residual(facts)):
                 return role
     if "input" in facts.visible:
         return "features"

@@ -267,6 +267,8 @@ def cut(axis: Axis, positions: Sequence[Dim], units: bool = False) -> list[Axis]
     root = axis.root()
     if not positions:
         return [root]
+    if root is UNIT:  # every dimension of size one is this: the one that is cut is another
+        root = Axis(1)
     if root.form == "atom":
         ends = [*positions, root.size]
         made = Axis if units else atom

@@ -231,7 +231,7 @@ def _show(
     from graphgrow.report.tables import certificate_table, cost_table, growth_table
 
     growths = [growth for certificate in made for growth in certificate.growth]
-    shown.show(cost_table(*costs), "", growth_table(growths), "")
+    shown.show(cost_table(*costs), "", *([growth_table(growths), ""] if growths else []))
     shown.show(*(certificate_table(certificate, growth=len(made) > 1) for certificate in made), "")
     shown.show(*(f"config.json: {name} {old} -> {new}" for name, (old, new) in config.items()))
     shown.show(f"wrote {written}" if written else "dry run: nothing was written")

@@ -35,8 +35,8 @@ def _differs(program: Program, found: Program) -> str:
     """The first value of the class that the program does not have, as text."""
     assert isinstance(program.tensors, Lazy)
     numbering = Numbering()
-    ours = numbering.graph(_rounded(program.graph), dict(_contents(program, program.tensors.load)), set())
-    theirs = numbering.graph(_rounded(found.graph), dict(_contents(found, found.tensors.__getitem__)), set())
+    ours = numbering.graph(_rounded(program.graph), dict(_contents(program, program.tensors.load)), {})
+    theirs = numbering.graph(_rounded(found.graph), dict(_contents(found, found.tensors.__getitem__)), {})
     pairs = zip(program.graph.output_names, found.graph.output_names, strict=True)
     if all(ours[a] == theirs[b] for a, b in pairs):
         return ""

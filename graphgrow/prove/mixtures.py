@@ -20,7 +20,6 @@ from graphgrow.graph import ByMode, Graph, Node, Ref, TensorType, Type
 if TYPE_CHECKING:
     from graphgrow.prove.numbering import Made
 
-_DIM = {"split": 2, "slice": 1, "select": 1, "glu": 1}  # where operators have their dimension
 _SUM, _MUL = "aten.sum.dim_IntList", "aten.mul.Tensor"
 
 
@@ -54,7 +53,7 @@ def of_one(graph: Graph, node: Node, alike: Mapping[str, int]) -> Node | None:
         return replace(one, args=(args[0], tuple(dim - 1 for dim in dims))) if min(dims, default=1) > 0 else None
     if kind == "unsqueeze" and isinstance(args[1], int) and args[1] > 0:
         return replace(one, args=(args[0], args[1] - 1))
-    place = _DIM.get(kind)
+    place = ops.DIMENSION.get(kind)
     dim = args[place] if place is not None and place < len(args) else None
     rank = len(graph[args[0].name].shape)
     return one if isinstance(dim, int) and -rank < dim < 0 else None
@@ -74,7 +73,7 @@ def _aligned(graph: Graph, node: Node, alike: Mapping[str, int]) -> bool:
 
 def from_the_front(node: Node, rank: int) -> Node:
     """A node whose dimension counts from the front."""
-    place = _DIM.get(ops.kind(node.op), len(node.args))
+    place = ops.DIMENSION.get(ops.kind(node.op), len(node.args))
     dim = node.args[place] if place < len(node.args) else None
     if not isinstance(dim, int) or dim >= 0:
         return node

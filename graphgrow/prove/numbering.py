@@ -1,17 +1,17 @@
 """Value numbering over two graphs: nodes with one number hold one value.
 
 A node's number stands for its operator, the numbers of what it reads, and its other arguments; a parameter's for its
-contents. These laws bring different graphs together: x + 0 = x; an operator that does nothing to its own results
-(relu(relu(x)) = relu(x), also through max-pooling) is left out; so is a reshape to the shape from before another one,
-and a permutation that moves dimensions of size 1 is a reshape; all zeros of one type are equal; contractions are
-einsums, and what they add is a sum; and what is the same for all experts is what each of them has, also when it is
-added up with weights that sum to one (`mixtures`).
+contents. These laws bring different graphs together: x + 0 = x and x * 1 = x; an operator that does nothing to its own
+results (relu(relu(x)) = relu(x), also through max-pooling) is left out; so is a reshape to the shape from before
+another one, and a permutation that moves dimensions of size 1 is a reshape; all zeros of one type are equal;
+contractions are einsums, and what they add is a sum; and what is the same for all experts is what each of them has,
+also when it is added up with weights that sum to one (`mixtures`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Set
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from graphgrow.axes.contractions import equation, operands
 from graphgrow.graph import Argument, Graph, Node, Ref, TensorType
 from graphgrow.prove import mixtures
 
-_SUMS = {"aten.add.Tensor", "aten.sub.Tensor"}
+_NEUTRAL = {"aten.add.Tensor": 0, "aten.sub.Tensor": 0, "aten.mul.Tensor": 1}
 _IDEMPOTENT = {"aten.relu.default", "aten.relu6.default", "aten.hardtanh.default", "aten.clamp_min.default",
                "aten.to.dtype", "aten.clamp.default"}  # fmt: skip
 _CHOOSES = {"aten.max_pool1d.default", "aten.max_pool2d.default", "aten.max_pool3d.default"}
@@ -55,19 +55,19 @@ class Numbering:
         self,
         graph: Graph,
         contents: Mapping[str, Hashable],
-        zeros: Set[str],
+        known: Mapping[str, float],
         slices: Mapping[str, Hashable] | None = None,
     ) -> dict[str, int]:
         """The number of every node that outputs and counters need. `contents` says what each tensor holds, by name;
-        `zeros` names the nodes that are zero; `slices` says what tensors hold at every place of their first dimension,
-        where that is the same."""
+        `known` gives the nodes that are zero or one everywhere; `slices` says what tensors hold at every place of their
+        first dimension, where that is the same."""
         found: dict[str, int] = {}
         draws = Counter[Made]()
-        live = needed(graph, zeros)
+        live = needed(graph, known)
         for node in graph.nodes:
             if node.name not in live:
                 continue
-            if node.name in zeros:
+            if known.get(node.name) == 0:
                 found[node.name] = self.number(Made("zero", -1, None, node.type))
             elif node.op == "parameter":
                 found[node.name] = self.number(Made("tensor", -1, contents[str(node.args[0])], node.type))
@@ -77,7 +77,7 @@ class Numbering:
                     )
             elif node.op == "input":
                 found[node.name] = self.number(Made("input", -1, node.name, node.type))
-            elif (stays := summand(graph, node, zeros)) is not None:
+            elif (stays := kept(graph, node, known)) is not None:
                 found[node.name] = found[stays]
             else:
                 found[node.name] = self._mixed(graph, node, found, draws)
@@ -178,30 +178,34 @@ def _moves_ones(node: Node, kind: Hashable) -> bool:
     return order == sorted(order)
 
 
-def summand(graph: Graph, node: Node, zeros: Set[str]) -> str | None:
-    """The operand that a sum is equal to, in type and shape too, because the other one is zero."""
-    if node.op not in _SUMS:
+def kept(graph: Graph, node: Node, known: Mapping[str, float]) -> str | None:
+    """The operand that a sum or product is equal to, in type and shape too, because the other one is zero or one."""
+    if node.op not in _NEUTRAL:
         return None
     left, right = node.args[:2]
     stays: Argument = None
-    if isinstance(right, Ref) and right.name in zeros:
+    if isinstance(right, Ref) and known.get(right.name) == _NEUTRAL[node.op]:
         stays = left
-    elif isinstance(left, Ref) and left.name in zeros and node.op == "aten.add.Tensor" and not node.kwargs:
+    elif isinstance(left, Ref) and known.get(left.name) == _NEUTRAL[node.op] and _commutes(node):
         stays = right
     return stays.name if isinstance(stays, Ref) and graph[stays.name].type == node.type else None
 
 
-def needed(graph: Graph, zeros: Set[str]) -> set[str]:
+def _commutes(node: Node) -> bool:
+    return node.op != "aten.sub.Tensor" and not node.kwargs
+
+
+def needed(graph: Graph, known: Mapping[str, float]) -> set[str]:
     """The nodes whose numbers outputs and counters need."""
     found = set(graph.output_names) | {node.name for node in graph.nodes if ops.kind(node.op) == "counter"}
     for node in reversed(graph.nodes):
         if node.name in found:
-            found.update(_read(graph, node, zeros))
+            found.update(_read(graph, node, known))
     return found
 
 
-def _read(graph: Graph, node: Node, zeros: Set[str]) -> Iterator[str]:
-    if node.name in zeros:
+def _read(graph: Graph, node: Node, known: Mapping[str, float]) -> Iterator[str]:
+    if known.get(node.name) == 0:
         return
-    stays = summand(graph, node, zeros)
+    stays = kept(graph, node, known)
     yield from [stays] if stays is not None else node.operands()

@@ -1,9 +1,9 @@
 """Which parameters of a residual layer must hold what so that it adds nothing: x + f(x) = x.
 
-From the end of a layer back to its start every join must keep its stream, so all its other summands must be zero. What
-makes a value zero is looked for from there backwards, nearest first: the gain and bias of a norm (never the weights
-before it: a norm of zero has gradients of 1/sqrt(eps)), a scale of the layer's own, the weights and bias of a linear
-map or convolution, and through everything that keeps zero.
+From the end of a layer back to its start every join must keep its stream, so all its other summands must be zero, and
+gains of the stream one. What makes a value zero is looked for from there backwards, nearest first: the gain and bias of
+a norm (never the weights before it: a norm of zero has gradients of 1/sqrt(eps)), a scale of the layer's own, the
+weights and bias of a linear map or convolution, and through everything that keeps zero.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from graphgrow import ops
 from graphgrow.axes.contractions import operands
 from graphgrow.errors import Refusal
 from graphgrow.graph import WEIGHTS, Argument, Graph, Node, Ref, refs
-from graphgrow.layers import Layer, summands
+from graphgrow.layers import Layer, gains, stream_of, summands
 
 _MOVES = {
     "reshape", "permute", "unsqueeze", "expand", "repeat", "repeat_interleave", "split", "slice", "select", "unbind",
@@ -22,6 +22,7 @@ _MOVES = {
     "view_as_complex", "pool", "index", "gather", "index_select", "sum", "mean", "glu", "diff",
 }  # fmt: skip
 _GATHERS = {"cat", "stack", "scatter", "index_add", "index_put", "slice_scatter", "select_scatter", "by_mode"}
+_FLAT = {"aten.relu.default", "aten.relu6.default", "aten.abs.default", "aten.square.default"}  # at zero: no gradient
 _CASTS = {"aten.to.dtype", "aten.clone.default", "aten.detach.default"}
 
 
@@ -54,16 +55,29 @@ class _Search:
         while name != start:
             node = self.graph[name]
             if node.op == "aten.add.Tensor":
-                stream, *branches = sorted(summands(self.graph, name), key=self.graph.order.__getitem__)
+                branches, name = [*summands(self.graph, name)], self._stream(node, start)
+                branches.remove(name)
                 for branch in branches:
                     found |= self.be(branch, 0.0)
-                name = stream
+                continue
+            if held := gains(self.graph, node):
+                found |= self.be(held[0], 1.0)
+                name = next(operand for operand in node.operands() if operand not in held)
                 continue
             moving = [operand for operand in node.operands() if operand in self.inside or operand == start]
             if len(moving) != 1 or ops.kind(node.op) not in ("pointwise", "reshape"):
                 raise _Stuck(f"{_place(node)} stands on the residual stream, after the addition")
             name = moving[0]
         return found
+
+    def _stream(self, join: Node, start: str) -> str:
+        """The summand that is the stream: the first that does not come from before the layer."""
+        order = self.graph.order
+        since = {name: order[stream_of(self.graph, name).name] for name in summands(self.graph, join.name)}
+        inside = [name for name in since if since[name] >= order[start]]
+        if not inside:
+            raise _Stuck(f"{_place(join)} adds up nothing of the layer")
+        return min(inside, key=since.__getitem__)
 
     def be(self, name: str, value: float) -> dict[str, float]:
         """What makes a node hold one value everywhere."""
@@ -101,6 +115,8 @@ class _Search:
                 return self._product(node, node.args[:2], node.argument(2, "bias"))
             case "layer_norm" | "group_norm" | "batch_norm":
                 gain, shift = _affine(node)
+                if gain is None and self._of_weights(next(node.operands())):
+                    raise _Stuck(f"{_place(node)} makes weights of full size of whatever is not zero")
                 return self._product(node, [node.args[0] if gain is None else gain], shift)
             case "attention":
                 return self._all([str(name) for name in refs(node.args[2])], 0.0)
@@ -145,6 +161,8 @@ class _Search:
             number = numbers[0]
             undone = {"add": value - number, "sub": value + number, "mul": value / (number or 1), "div": value * number}
             return self.be(names[0], undone[name])
+        if value == 0 and node.op in _FLAT:
+            raise _Stuck(f"{_place(node)} gives zeros no gradient")
         if value == 0 and rule in ("all", "first"):
             return self._all(names if rule == "all" else names[:1], 0.0)
         if value == 0 and rule == "any":

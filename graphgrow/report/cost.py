@@ -7,6 +7,7 @@ masked ones too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from graphgrow.axes.contractions import equation, operands
 from graphgrow.errors import OptionError
 from graphgrow.graph import Graph, Node, Ref
 from graphgrow.program import Program
+from graphgrow.rewrite.masks import Weight, densities, weights
 from graphgrow.sizes import Dim
 
 BATCH = 1
@@ -32,10 +34,12 @@ class Operations:
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters (tied ones once), operations of one forward pass at `sizes`, and bytes of all tensors."""
+    """Parameters (tied ones once), operations of one forward pass at `sizes`, those that no mask cuts away
+    (`effective`), and bytes of all tensors."""
 
     parameters: int
     flops: int
+    effective: int
     memory: int
     sizes: Mapping[str, int]
 
@@ -49,9 +53,22 @@ def cost(program: Program, given: Mapping[str, int] | None = None) -> Cost:
     """What a program costs. `given` sets dynamic sizes; the batch is else 1 and a sequence 128 long, within the bounds
     of the trace. Raises OptionError for a size there is not, or that the program can't take."""
     values = dynamic_sizes(program.graph, given or {})
-    flops = sum(sizes.evaluate(found.flops, values) for found in operations(program))
-    memory = sum(tensor.nbytes for tensor in program.tensors.values())
-    return Cost(program.size, flops, memory, values)
+    flops: Counter[str] = Counter()
+    for found in operations(program):
+        flops[found.node.name] += sizes.evaluate(found.flops, values)
+    memory, total = sum(tensor.nbytes for tensor in program.tensors.values()), flops.total()
+    return Cost(program.size, total, total - _cut(program, flops), memory, values)
+
+
+def _cut(program: Program, flops: Counter[str]) -> int:
+    """The operations, of those of each node, whose weights masks cut away."""
+    held, found = densities(program), 0.0
+    known = weights(program) if held else {}
+    for name, density in held.items():
+        weight = known.get(name)
+        if isinstance(weight, Weight):
+            found += (1 - density) * sum(flops[use.node] for use in weight.uses)
+    return round(found)
 
 
 def dynamic_sizes(graph: Graph, given: Mapping[str, int]) -> dict[str, int]:

@@ -57,8 +57,13 @@ def cost_table(old: Cost, new: Cost) -> RenderableType:
     found = columns("", "+before", "+after", "+ratio")
     found.add_row("parameters", f"{old.parameters:,}", f"{new.parameters:,}", ratio(old.parameters, new.parameters))
     found.add_row("FLOPs", amount(old.flops), amount(new.flops), ratio(old.flops, new.flops))
+    masked = any(one.effective != one.flops for one in (old, new))
+    if masked:
+        one, other = old.effective, new.effective
+        found.add_row("effective FLOPs", amount(one), amount(other), ratio(one, other))
     found.add_row("memory", amount(old.memory, "B"), amount(new.memory, "B"), ratio(old.memory, new.memory))
-    return Group(found, Text(f"(FLOPs of one forward pass at {new.at}; memory of the weights)", style="dim"))
+    words = "; effective: without what masks cut away, which no dense kernel skips" if masked else ""
+    return Group(found, Text(f"(FLOPs of one forward pass at {new.at}{words}; memory of the weights)", style="dim"))
 
 
 def weights_table(found: Sequence[WeightCost], every: bool = False) -> RenderableType:

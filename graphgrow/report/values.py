@@ -55,7 +55,10 @@ def _axis(axis: Named) -> dict[str, Any]:
 
 def cost_value(cost: Cost) -> dict[str, Any]:
     """Parameters, operations, bytes, and the sizes they hold for."""
-    return {"parameters": cost.parameters, "flops": cost.flops, "memory": cost.memory, "sizes": dict(cost.sizes)}
+    return {
+        "parameters": cost.parameters, "flops": cost.flops, "effective": cost.effective, "memory": cost.memory,
+        "sizes": dict(cost.sizes),
+    }  # fmt: skip
 
 
 def certificate_value(certificate: Certificate) -> dict[str, Any]:

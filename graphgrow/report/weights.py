@@ -18,7 +18,7 @@ from graphgrow.axes import Atom, Term
 from graphgrow.patterns import Pattern, valid
 from graphgrow.program import Program
 from graphgrow.report.cost import dynamic_sizes, operations
-from graphgrow.rewrite.masks import masks, weights
+from graphgrow.rewrite.masks import densities, masks, weights
 
 RANK = "rank"  # the role of an axis between two factors
 
@@ -49,7 +49,7 @@ def weight_costs(program: Program, given: Mapping[str, int] | None = None) -> tu
     at = dynamic_sizes(program.graph, given or {})
     flops = {found.node.name: sizes.evaluate(found.flops, at) for found in operations(program)}
     ranks = {axis.atom for axis in program.axes.named if axis.role == RANK}
-    held = masks(program)
+    held, kept = masks(program), densities(program)
     found: list[WeightCost] = []
     for name, weight in weights(program).items():
         readers = program.graph.users[program.graph.parameters[name].name]
@@ -57,12 +57,11 @@ def weight_costs(program: Program, given: Mapping[str, int] | None = None) -> tu
         count = sum(flops.get(node, 0) for node in uses)
         tensor, mask = program.tensors[name], program.tensors.get(held.get(name, ""))
         pattern = program.kinds[held[name]].pattern if name in held else ""
-        known = mask is not None and not mask.is_meta
-        density = float(mask.float().mean()) if mask is not None and known else 1.0
+        density = kept.get(name, 1.0)
         found.append(
             WeightCost(
                 name=name, shape=tuple(tensor.shape), pattern=pattern, density=density,
-                keeps=mask is None or not known or valid(mask, Pattern.parse(pattern)),
+                keeps=mask is None or name not in kept or valid(mask, Pattern.parse(pattern)),
                 rank=_rank(program.axes.parameters[name], ranks), flops=count, effective=round(count * density),
                 bytes=tensor.nbytes, packed=_packed(tensor, pattern, density),
             )

@@ -10,7 +10,7 @@ token by token takes fewer products, but reads k matrices for every token: measu
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -28,7 +28,6 @@ from graphgrow.program import Program
 DEVIATION = 0.02  # of the router's weights
 _LETTER = "E"  # equations have small letters, and capitals only for dots
 _ALONG = {"pointwise", "power", "reshape", "getitem", "split", "slice", "select", "unsqueeze", "permute", "glu"}
-_DIM = {"split": 2, "slice": 1, "select": 1, "glu": 1}  # where operators have their dimension
 
 
 @dataclass(frozen=True)
@@ -40,24 +39,37 @@ class Region:
     exit: str
 
 
-def region(program: Program, atom: Atom) -> Region | str:
-    """The MLP around an inner axis; or, as text, why there is none."""
-    graph, terms = program.graph, program.axes.terms
-    inside = {node.name for node in graph.nodes if any(atom in term.atoms for term in terms.get(node.name, ()))}
-    inside |= {node.name for node in graph.nodes if any(
-        atom in term.atoms for shape in program.axes.several.get(node.name, ()) for term in shape)}  # fmt: skip
-    ends = [node for node in graph.nodes if node.name not in inside and any(n in inside for n in node.operands())]
-    if len(ends) != 1 or ends[0].name in graph.output_names:
+def regions(program: Program, atoms: Iterable[Atom]) -> dict[Atom, Region | str]:
+    """The MLP around each inner axis; or, as text, why there is none. An operator is in one MLP only, the first."""
+    axes, inside = program.axes, {atom: set[str]() for atom in atoms}
+    for node in program.graph.nodes:
+        for shape in (axes.terms.get(node.name, ()), *axes.several.get(node.name, ())):
+            for atom in (atom for term in shape for atom in term.atoms):
+                if atom in inside:
+                    inside[atom].add(node.name)
+    found, taken, order = dict[Atom, Region | str](), set[str](), program.graph.order
+    for atom, nodes in sorted(inside.items(), key=lambda item: min(map(order.__getitem__, item[1]), default=0)):
+        one = _region(program, nodes)
+        if isinstance(one, Region):
+            one = one if taken.isdisjoint(one.nodes) else "it begins where that of another inner axis ends"
+            taken.update(one.nodes if isinstance(one, Region) else ())
+        found[atom] = one
+    return found
+
+
+def _region(program: Program, inside: set[str]) -> Region | str:
+    """The MLP whose values that have the axis are these."""
+    graph = program.graph
+    ends = {user.name for name in inside for user in graph.users[name]} - inside
+    if len(ends) != 1 or not ends.isdisjoint(graph.output_names):
         return f"{len(ends)} operators sum over it"
-    inside.add(ends[0].name)
-    read = {name for node in graph.nodes if node.name in inside for name in node.operands()} - inside
-    inside |= {n for n in read if graph[n].op == "parameter" and all(user.name in inside for user in graph.users[n])}
-    entries = dict.fromkeys(
-        name for node in graph.nodes if node.name in inside for name in node.operands() if name not in inside
-    )
+    inside = inside | ends
+    read = {name for node in inside for name in graph[node].operands()} - inside
+    own = {n for n in read if graph[n].op == "parameter" and all(user.name in inside for user in graph.users[n])}
+    entries = read - own
     if len(entries) != 1:
         return f"it reads {len(entries)} values"
-    found = Region(next(iter(entries)), tuple(sorted(inside, key=graph.order.__getitem__)), ends[0].name)
+    found = Region(entries.pop(), tuple(sorted(inside | own, key=graph.order.__getitem__)), ends.pop())
     return _obstacle(program, found) or found
 
 
@@ -96,17 +108,44 @@ class Mixture(NamedTuple):
 
 def upcycle(program: Program, regions: Sequence[Region], mixture: Mixture, seed: int) -> Program:
     """The program with a mixture of copies in place of each MLP; routers are random and small."""
+    made, taken = list[_Mixing](), set(program.tensors)
     for found in regions:
-        program = _Upcycling(program, found, mixture, seed).program()
-    return program
+        made.append(_Mixing(program, found, mixture, seed, frozenset(taken)))
+        taken.add(made[-1].router)
+    tensors, kinds = dict[str, Tensor](), dict[str, Kind]()
+    by_tensor = {name: one for one in made for name in one.names}
+    for name, tensor in program.tensors.items():
+        one = by_tensor.get(name)
+        new = one.names[name] if one else name
+        kinds[new], tensors[new] = program.kinds[name], one.stacked(tensor) if one else tensor
+        if one and name == one.last:
+            kinds[one.router], tensors[one.router] = Kind("parameter"), one.routes(tensor)
+    return program.replace(graph=_mixed(program.graph, made), tensors=tensors, kinds=kinds)
+
+
+def _mixed(graph: Graph, made: Sequence[_Mixing]) -> Graph:
+    """The graph with all mixtures; their routers come after the last parameter that there is."""
+    by_node, nodes = {name: one for one in made for name in one.region.nodes}, list[Node]()
+    last = max(graph.order[node.name] for node in graph.parameters.values())
+    for index, node in enumerate(graph.nodes):
+        one = by_node.get(node.name)
+        nodes += one.lifted(node) if one else [node]
+        if index == last:
+            nodes += [one.routing for one in made]
+        if one and node.name == one.region.exit:
+            nodes += one.combined(node)
+    return Graph(tuple(nodes), graph.outputs, graph.symbols)
 
 
 @dataclass(frozen=True)
-class _Upcycling:
+class _Mixing:
+    """What becomes of one MLP of a program in which these names of tensors are `taken`."""
+
     old: Program
     region: Region
     mixture: Mixture
     seed: int
+    taken: frozenset[str]
 
     @cached_property
     def inside(self) -> frozenset[str]:
@@ -124,26 +163,19 @@ class _Upcycling:
     def router(self) -> str:
         """The name of the router's weight, beside the experts."""
         path = shared_path(name.rpartition(".")[0] for name in self.names)
-        names = (_joined(path, f"router{number or ''}", "weight") for number in range(len(self.old.tensors) + 1))
-        return next(name for name in names if name not in self.old.tensors)
+        names = (_joined(path, f"router{number or ''}", "weight") for number in range(len(self.taken) + 1))
+        return next(name for name in names if name not in self.taken)
 
-    def program(self) -> Program:
-        tensors, kinds = dict[str, Tensor](), dict[str, Kind]()
-        last = [*self.names][-1]
-        for name, tensor in self.old.tensors.items():
-            new = self.names.get(name, name)
-            kinds[new] = self.old.kinds[name]
-            tensors[new] = self._stacked(tensor) if name in self.names else tensor
-            if name == last:
-                kinds[self.router], tensors[self.router] = Kind("parameter"), self._routes(tensor)
-        aliases = {name: self.names.get(owner, owner) for name, owner in self.old.aliases.items()}
-        return self.old.replace(graph=self._graph(), tensors=tensors, kinds=kinds, aliases=aliases)
+    @property
+    def last(self) -> str:
+        """The tensor after which the router's weight comes."""
+        return [*self.names][-1]
 
-    def _stacked(self, tensor: Tensor) -> Tensor:
+    def stacked(self, tensor: Tensor) -> Tensor:
         copies = tensor.detach().unsqueeze(0).repeat(self.mixture.experts, *[1] * tensor.dim())
         return copies.requires_grad_(tensor.requires_grad)
 
-    def _routes(self, like: Tensor) -> Tensor:
+    def routes(self, like: Tensor) -> Tensor:
         width = self.old.graph[self.region.entry].shape[-1]
         assert isinstance(width, int)
         new = torch.empty(self.mixture.experts, width, dtype=like.dtype, device=like.device)
@@ -154,18 +186,11 @@ class _Upcycling:
 
     # The graph
 
-    def _graph(self) -> Graph:
-        graph, nodes = self.old.graph, list[Node]()
-        first = max(graph.order[node.name] for node in graph.parameters.values())
-        for index, node in enumerate(graph.nodes):
-            nodes += self._lifted(node) if node.name in self.inside else [node]
-            if index == first:
-                width = graph[self.region.entry].shape[-1]
-                kind = TensorType((self.mixture.experts, width), "weights")
-                nodes.append(Node(self._called("router"), "parameter", (self.router,), (), kind, self._scope))
-            if node.name == self.region.exit:
-                nodes += self._combined(node)
-        return Graph(tuple(nodes), graph.outputs, graph.symbols)
+    @property
+    def routing(self) -> Node:
+        """The router's weight."""
+        kind = TensorType((self.mixture.experts, self.old.graph[self.region.entry].shape[-1]), "weights")
+        return Node(self._called("router"), "parameter", (self.router,), (), kind, self._scope)
 
     @cached_property
     def _scope(self) -> str:
@@ -184,7 +209,7 @@ class _Upcycling:
             return replace(kind, shape=(self.mixture.experts, *kind.shape))
         return tuple(map(self._type, kind)) if isinstance(kind, tuple) else kind
 
-    def _lifted(self, node: Node) -> Iterator[Node]:
+    def lifted(self, node: Node) -> Iterator[Node]:
         """A node of the MLP, once for all experts."""
         kind, changed = ops.kind(node.op), replace(node, type=self._type(node.type))
         if node.name == self.region.exit:
@@ -242,13 +267,13 @@ class _Upcycling:
             args[1] = (0, *(_int(dim) % rank + 1 for dim in _tuple(args[1])))
         elif kind == "unsqueeze":
             args[1] = _int(args[1]) % (rank + 1) + 1
-        elif kind in _DIM:
-            place = _DIM[kind]
+        elif kind in ops.DIMENSION:
+            place = ops.DIMENSION[kind]
             args += [0 if kind == "split" else -1] * (place + 1 - len(args))
             args[place] = _int(args[place]) % rank - rank
         return tuple(args)
 
-    def _combined(self, node: Node) -> Iterator[Node]:
+    def combined(self, node: Node) -> Iterator[Node]:
         """The router: the best k of its scores, a softmax over them, zeros for all others; and the weighted sum."""
         entry, result = self.old.graph[self.region.entry], node.tensor
         (experts, chosen), tokens = self.mixture, entry.shape[:-1]

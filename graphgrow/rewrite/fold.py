@@ -9,24 +9,19 @@ from torch import Tensor
 
 from graphgrow.graph import Graph, Node, Ref
 from graphgrow.program import Program
+from graphgrow.rewrite.masks import products
 
 
 def folded(program: Program) -> Program:
     """The program in which every weight with a mask (a buffer with a pattern) is the product of both, bit for bit."""
-    graph, held = program.graph, dict[str, str]()
-    masks = {node.name: name for name, node in graph.parameters.items() if program.kinds[name].pattern}
-    weights = {node.name: name for name, node in graph.parameters.items()}
-    for node in graph.nodes:
-        names = [argument.name for argument in node.args if isinstance(argument, Ref)]
-        if node.op == "aten.mul.Tensor" and len(names) == 2 and names[1] in masks and names[0] in weights:
-            held[node.name] = names[0]
-    tensors: dict[str, Tensor] = dict(program.tensors)
+    graph, tensors = program.graph, dict[str, Tensor](program.tensors)
+    found = products(program)
     with torch.no_grad():
-        for name in held:
-            weight, mask = (str(argument.name) for argument in graph[name].args if isinstance(argument, Ref))
-            kept = tensors[weights[weight]] * tensors[masks[mask]]
-            tensors[weights[weight]] = kept.requires_grad_(tensors[weights[weight]].requires_grad)
-    gone = {name for node, name in masks.items() if all(user.name in held for user in graph.users[node])}
+        for name, mask in dict(found.values()).items():
+            tensors[name] = (tensors[name] * tensors[mask]).requires_grad_(tensors[name].requires_grad)
+    held = {node: graph.parameters[name].name for node, (name, _) in found.items()}
+    masks = {mask for _, mask in found.values()}
+    gone = {mask for mask in masks if all(user.name in held for user in graph.users[graph.parameters[mask].name])}
     aliases = {alias: name for alias, name in program.aliases.items() if name not in gone}
     return program.replace(
         graph=_without(graph, held, gone), aliases=aliases,

@@ -83,13 +83,23 @@ def weights(program: Program) -> dict[str, Weight | str]:
 
 def masks(program: Program) -> dict[str, str]:
     """The masks there are: the name of each, by the parameter's."""
-    graph, found = program.graph, dict[str, str]()
+    return dict(products(program).values())
+
+
+def densities(program: Program) -> dict[str, float]:
+    """The part of every masked parameter that its mask keeps, of masks that have values."""
+    found = {name: program.tensors[mask] for name, mask in masks(program).items()}
+    return {name: density_of(mask) for name, mask in found.items() if not mask.is_meta}
+
+
+def products(program: Program) -> dict[str, tuple[str, str]]:
+    """The products of a parameter and its mask, a buffer with a pattern: both names, by the node's."""
+    graph, found = program.graph, dict[str, tuple[str, str]]()
     for name, node in graph.parameters.items():
-        if program.kinds[name].pattern:
-            for user in graph.users[node.name]:
-                for other in user.operands():
-                    if user.op == "aten.mul.Tensor" and other != node.name and graph[other].op == "parameter":
-                        found[str(graph[other].args[0])] = name
+        for user in graph.users[node.name] if program.kinds[name].pattern else ():
+            others = [graph[other] for other in user.operands() if other != node.name]
+            if user.op == "aten.mul.Tensor" and [other.op for other in others] == ["parameter"]:
+                found[user.name] = (str(others[0].args[0]), name)
     return found
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from graphgrow import ops
 from graphgrow.axes import Atom
-from graphgrow.graph import Argument, Graph, Kind, Node, Ref, Tuning, leaves
+from graphgrow.graph import Graph, Kind, Node, Ref, Tuning, leaves
 from graphgrow.program import Program
 from graphgrow.prove import Number
 from graphgrow.rewrite.resize import literal
@@ -68,6 +68,7 @@ def multipliers(widths: Widths, wanted: Parameterization) -> Multipliers:
         found.before(use, wanted.alpha_out / per_neuron)
     for one in widths.attentions if wanted.attention else ():
         found.scores(one.node, sqrt(one.base) / one.size, one.base / one.size)
+    found.insert()
     return Multipliers(widths.program.replace(graph=found.graph), found.numbers)
 
 
@@ -77,6 +78,8 @@ class _Multipliers:
     def __init__(self, widths: Widths) -> None:
         self.widths, self.graph = widths, widths.program.graph
         self.numbers: dict[Number, float] = {}
+        self.made = 0
+        self.waiting: list[tuple[Node, str, list[str]]] = []  # new nodes, and for whom each takes the place of what
 
     def after(self, name: str, value: float | None) -> None:
         """A multiplier of a value, in front of all that reads it."""
@@ -87,6 +90,7 @@ class _Multipliers:
             return
         if place is None and value != 1:
             place = self._put(at, [user.name for user in self.graph.users[at]])
+            self.insert()
         if place is not None:
             self.numbers[place] = value
 
@@ -95,7 +99,7 @@ class _Multipliers:
         name = data_operand(self.graph[use], self.widths.made)
         place, at = None, self.graph[name]
         while place is None and (at.op in _CASTS or _factor(at)):
-            place = self._own(at, name) if _factor(at) else None
+            place = self._own(at, name) if _factor(at) and (at.name, _SECOND) not in self.numbers else None
             at = self.graph[next(at.operands())]
         following = self._only(use)
         while place is None and following and (following.op in _CASTS or _factor(following)):
@@ -103,6 +107,7 @@ class _Multipliers:
             following = self._only(following.name)
         if place is None and value != 1:
             place = self._put(name, [use])
+            self.insert()
         if place is not None:
             self.numbers[place] = value
 
@@ -157,19 +162,28 @@ class _Multipliers:
         return users[0] if len(users) == 1 and name not in leaves(self.graph.outputs) else None
 
     def _put(self, name: str, users: list[str]) -> Number:
-        """Multiply by 1.0 what some nodes read of a value."""
-        source, graph = self.graph[name], self.graph
-        new = next(found for n in range(len(graph.nodes) + 1) if (found := f"multiplier_{n}") not in graph.by_name)
+        """Have what some nodes read of a value multiplied by 1.0, from `insert` on."""
+        while (new := f"multiplier_{self.made}") in self.graph.by_name:
+            self.made += 1
+        self.made += 1
+        source = self.graph[name]
         node = Node(new, "aten.mul.Tensor", (Ref(name), 1.0), (), source.type, source.scope, MARK)
-
-        def read(argument: Argument) -> Argument:
-            return Ref(new) if argument == Ref(name) else argument
-
-        nodes: list[Node] = []
-        for one in graph.nodes:
-            nodes += [one.map(read) if one.name in users else one, *([node] if one.name == name else [])]
-        self.graph = Graph(tuple(nodes), graph.outputs, graph.symbols)
+        self.waiting.append((node, name, users))
         return new, _SECOND
+
+    def insert(self) -> None:
+        """Put the nodes that wait into the graph."""
+        read = {(user, Ref(name)): Ref(node.name) for node, name, users in self.waiting for user in users}
+        after = dict[str, list[Node]]()
+        for node, name, _ in self.waiting:
+            after.setdefault(name, []).append(node)
+        nodes: list[Node] = []
+        for one in self.graph.nodes:
+            changed = one.map(lambda a: read.get((one.name, a), a) if isinstance(a, Ref) else a)  # noqa: B023
+            nodes += [changed, *after.get(one.name, ())]
+        if self.waiting:
+            self.graph = Graph(tuple(nodes), self.graph.outputs, self.graph.symbols)
+            self.waiting.clear()
 
 
 _SECOND: tuple[int | str, ...] = ("args", 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from graphgrow.prove import Assignment, Derivation, Prover, kind, multiple
 from graphgrow.prove.engine import Strategy
 from graphgrow.prove.silence import silenced
 from graphgrow.rewrite.depth import Copied, Place, deepen, drop
-from graphgrow.rewrite.experts import Mixture, Region, region, upcycle
+from graphgrow.rewrite.experts import Mixture, Region, regions, upcycle
 from graphgrow.rewrite.factorize import Pair, factorized
 from graphgrow.rewrite.masks import broken, masked, masks
 from graphgrow.rewrite.merge import Chain, chains, merged
@@ -128,9 +128,9 @@ class Rewriter:
         self.program = deepen(self.program, stack, plan, silent, init, self.seed)
         self.edits.append(f"deepen {stack.name}: {len(stack.layers)} -> {len(plan)}")
 
-    def region(self, atom: Atom) -> Region | str:
-        """The MLP around an inner axis; or, as text, why there is none that can be stacked."""
-        return region(self.program, atom)
+    def regions(self, atoms: Iterable[Atom]) -> Mapping[Atom, Region | str]:
+        """The MLP around each inner axis; or, as text, why there is none that can be stacked."""
+        return regions(self.program, atoms)
 
     def upcycle(self, regions: Sequence[Region], mixture: Mixture) -> None:
         """Put a mixture of copies in place of each MLP, with a random router."""

@@ -19,7 +19,7 @@ from graphgrow.axes.names import from_parameters
 from graphgrow.errors import Refusal
 from graphgrow.graph import Graph, Node, Ref
 from graphgrow.program import Program
-from graphgrow.rewrite.masks import masks
+from graphgrow.rewrite.masks import densities, masks
 from graphgrow.sizes import number
 
 Part = Literal["input", "hidden", "output", "vector"]
@@ -70,20 +70,23 @@ class Widths:
 
     @cached_property
     def masks(self) -> Mapping[str, str]:
-        """For every masked parameter its mask: the buffer with a pattern that it is multiplied by."""
+        """For every masked parameter its mask."""
         return masks(self.program)
 
     def density(self, name: str) -> float:
         """The part of a parameter that its mask lets through, over the base density; 1 without a mask."""
-        mask = self.program.tensors[self.masks[name]] if name in self.masks else None
-        if mask is None:
+        if name not in self.masks:
             return 1.0
-        if mask.is_meta:
+        kept = self._densities.get(name)
+        if kept is None:
             raise Refusal(found="a mask without values", where=name, fix="trace the model with its weights")
-        kept = float(mask.double().mean())
         if not kept:
             raise Refusal(found="a mask that lets nothing through", where=name, fix="use a larger density")
         return kept / self.base_density
+
+    @cached_property
+    def _densities(self) -> Mapping[str, float]:
+        return densities(self.program)
 
     def grown(self, terms: Sequence[Term]) -> tuple[int, int]:
         """The size of dimensions now and at the base sizes."""

@@ -30,6 +30,7 @@ from torch.export import Dim, ExportedProgram, export
 from graphgrow import ops
 from graphgrow.errors import TraceError
 from graphgrow.tracing.guards import assumed
+from graphgrow.tracing.merge import EXPERTS
 
 Inputs = Mapping[str, Tensor]
 
@@ -227,12 +228,16 @@ def _quiet() -> Generator[None]:
             logger.setLevel(level)
 
 
+_BRANCHES = (
+    "replace branches and loops over tensor values by torch.where or masking; if only training has them (layers "
+    "dropped at random), trace it in evaluation mode: trace(..., mode='eval')"
+)
 _ADVICE = {
     "use_cache": "trace with use_cache=False: a growing cache has no place in a graph",
     "DynamicCache": "trace with use_cache=False: a growing cache has no place in a graph",
-    "experts": 'build the model with experts_implementation="batched_mm"',
-    "Could not guard on data-dependent": "replace branches and loops over tensor values by torch.where or masking",
-    "GuardOnDataDependent": "replace branches and loops over tensor values by torch.where or masking",
+    "experts": EXPERTS,
+    "Could not guard on data-dependent": _BRANCHES,
+    "GuardOnDataDependent": _BRANCHES,
     "lstm": "recurrent modules need a static length: unroll them, or leave them out of the traced module",
     "is_causal": "pass is_causal=True (or False) beside the mask",
 }

@@ -11,6 +11,8 @@ import torch
 from graphgrow.errors import TraceError
 from graphgrow.graph import WEIGHTS, Argument, ByMode, Dtype, Graph, Lowest, Node, Ref, TensorType, Type, leaves
 
+EXPERTS = 'choose experts in batches: model.set_experts_implementation("batched_mm")'
+
 
 @dataclass
 class Merge:
@@ -106,10 +108,11 @@ def _twin_only(state: Merge, twin: Node) -> Node:
     """A cast that the model makes in one data type of its weights only becomes one to the type of the weights."""
     source = twin.args[0] if twin.args else None
     if twin.op != "aten.to.dtype" or twin.args[1] != Dtype(state.names[1]) or not isinstance(source, Ref):
+        typed = f", or for weights of {state.names[1]}," if state.names[1] else ""
         raise TraceError(
-            found="a model that computes something in evaluation mode which it does not in training mode",
+            found=f"a model that computes something in evaluation mode{typed} which it does not in training mode",
             where=f"{twin.op} at {twin.source or twin.scope}",
-            fix="trace it in evaluation mode only: trace(..., mode='eval')",
+            fix=EXPERTS if "grouped_mm" in twin.op else "trace it in evaluation mode only: trace(..., mode='eval')",
         )
     name = f"{twin.name}_{len(state.match)}"
     state.match[twin.name] = name

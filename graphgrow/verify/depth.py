@@ -19,9 +19,9 @@ from graphgrow.certificate import WHOLE, Constraint, Growth, Proof, Test
 from graphgrow.digest import fingerprint
 from graphgrow.errors import CheckFailed
 from graphgrow.graph import Graph, Node, Ref
-from graphgrow.layers import stacks
+from graphgrow.layers import gains, stacks
 from graphgrow.program import Program
-from graphgrow.prove.numbering import Numbering, needed, summand
+from graphgrow.prove.numbering import Numbering, kept, needed
 from graphgrow.prove.silence import is_bias, silenced
 from graphgrow.prove.zeros import Zeros
 from graphgrow.rewrite.blocks import fill_normal
@@ -106,7 +106,7 @@ class _Judge:
 
     @cached_property
     def known(self) -> tuple[Zeros, dict[str, float]]:
-        """The zeros of the new program, and the constants of which they are made."""
+        """The zeros and ones of the new program, and the constants of which they are made."""
         constants = silent(self.new, self.added)
         return Zeros(self.new.axes, constants, self.new.fixed), constants
 
@@ -114,7 +114,7 @@ class _Judge:
     def numbers(self) -> tuple[Numbering, dict[str, int], dict[str, int]]:
         """The numbers of all values of both graphs."""
         numbering = Numbering()
-        before = numbering.graph(self.old.graph, self.contents[0], set(), stacked(self.old, self.old))
+        before = numbering.graph(self.old.graph, self.contents[0], {}, stacked(self.old, self.old))
         numbering.averages.clear()
         after = numbering.graph(self.new.graph, self.contents[1], self.known[0].found(), stacked(self.new, self.old))
         return numbering, before, after
@@ -129,12 +129,12 @@ class _Judge:
     def proof(self) -> Proof:
         graph = self.new.graph
         (known, constants), (_, before, after) = self.known, self.numbers
-        zeros = known.found()
+        found = known.found()
         if why := self._differs(before, after):
             return Proof(holds=False, why=why)
-        steps = depth_steps(graph, known, {node.name: gone for node, gone in _left_out(graph, zeros)})
+        steps = depth_steps(graph, known, {node.name: gone for node, gone in _left_out(graph, found)})
         rows = (
-            *self._constraints(known, constants, _used(graph, zeros)),
+            *self._constraints(known, constants, _used(graph, found)),
             *(row for one in self.mixtures for row in copies(self.new, one)),
         )
         why = f"every output is the same value; {len(graph.nodes) - len(self.old.graph.nodes)} nodes were added"
@@ -169,29 +169,31 @@ class _Judge:
                 )  # fmt: skip
 
 
-def _left_out(graph: Graph, zeros: set[str]) -> Iterator[tuple[Node, str]]:
-    """The sums that are one of their summands, each with the zero that it is left without."""
-    live = needed(graph, zeros) - zeros
+def _left_out(graph: Graph, known: Mapping[str, float]) -> Iterator[tuple[Node, str]]:
+    """The sums and products that are one of their operands, each with the zero or one that it is left without."""
+    live = needed(graph, known)
     for node in graph.nodes:
-        stays = summand(graph, node, zeros) if node.name in live else None
+        stays = kept(graph, node, known) if node.name in live and known.get(node.name) != 0 else None
         if stays is not None:
             yield node, next(name for name in node.operands() if name != stays)
 
 
-def _used(graph: Graph, zeros: set[str]) -> dict[str, str]:
-    """The zeros that the numbering relies on, with the operator that needs each."""
-    live = needed(graph, zeros)
-    found = {name: f"{graph[name].op} ({graph[name].source or name})" for name in live & zeros}
-    return found | {gone: f"{node.op} ({node.source or node.name})" for node, gone in _left_out(graph, zeros)}
+def _used(graph: Graph, known: Mapping[str, float]) -> dict[str, str]:
+    """The zeros and ones that the numbering relies on, with the operator that needs each."""
+    zeros = [name for name in needed(graph, known) if known.get(name) == 0]
+    found = {name: f"{graph[name].op} ({graph[name].source or name})" for name in zeros}
+    return found | {gone: f"{node.op} ({node.source or node.name})" for node, gone in _left_out(graph, known)}
 
 
 def silent(program: Program, names: Set[str]) -> dict[str, float]:
     """Of some tensors, the parameters that could make something zero, with the number they hold everywhere: zeros, and
-    a number that is taken away. Without values, those that would have to."""
+    a number that is taken away; and gains of one. Without values, those that would have to."""
     found: dict[str, float] = {}
-    for name in names - program.fixed:
+    for name in names & program.graph.parameters.keys() - program.fixed:
         value = constant(program.tensors[name])
-        if value is not None and (value == 0 or _taken_away(program.graph, name, value)):
+        users = program.graph.users[program.graph.parameters[name].name]
+        gain = value == 1 and any(gains(program.graph, user) for user in users)
+        if value is not None and (value == 0 or gain or _taken_away(program.graph, name, value)):
             found[name] = value
     for layer in (layer for stack in stacks(program.graph) for layer in stack.layers):
         if all(name in names and program.tensors[name].is_meta for name in layer.tensors):
@@ -201,7 +203,7 @@ def silent(program: Program, names: Set[str]) -> dict[str, float]:
 
 def _taken_away(graph: Graph, parameter: str, value: float) -> bool:
     """Whether a number is added to a parameter that makes it zero (the 1 of 1 + gain)."""
-    waiting = [graph.parameters[parameter]] if parameter in graph.parameters else []
+    waiting = [graph.parameters[parameter]]
     while waiting:
         for user in graph.users[waiting.pop().name]:
             if user.op in ("aten.add.Tensor", "aten.sub.Tensor"):

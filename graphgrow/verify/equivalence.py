@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -220,11 +221,18 @@ def measure(old: Program, new: Program, batches: Sequence[Mapping[str, Tensor]],
     difference = total = largest = top = 0.0
     with torch.no_grad():
         for inputs in given:
-            left, right = (pytree.tree_leaves(module(**inputs)) for module in modules)
+            left, right = (pytree.tree_leaves(_run(module, inputs)) for module in modules)
             for a, b in ((a.double(), b.double()) for a, b in zip(left, right, strict=True) if a.is_floating_point()):
                 difference, total = difference + float((a - b).square().sum()), total + float(a.square().sum())
                 largest, top = max(largest, float((a - b).abs().max())), max(top, float(a.abs().max()))
     return Measured(norm=(difference / (total or 1.0)) ** 0.5, largest=largest / (top or 1.0), inputs=words)
+
+
+def _run(module: nn.Module, inputs: Mapping[str, Tensor], tables: Mapping[str, Tensor] | None = None) -> Any:
+    """What a module gives, with other `tables`; random numbers that it draws are the same in every run."""
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+        return torch.func.functional_call(module, dict(tables or {}), kwargs=dict(inputs))
 
 
 def _stored(dtype: str, rounding: float) -> float:
@@ -255,7 +263,8 @@ class Runner:
 
     def __call__(self, inputs: Mapping[str, Tensor], gradients: bool = True) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Outputs, and gradients of a random combination of them by the floating inputs and by the tables that integer
-        inputs index. What a run writes to buffers is undone before the next."""
+        inputs index. What a run writes to buffers is undone before the next; random numbers that a model draws are the
+        same in every run."""
         for buffer, value in self.buffers:
             buffer.detach_().copy_(value)
         given = {name: _cast(value, self.dtype) for name, value in inputs.items()}
@@ -264,7 +273,7 @@ class Runner:
         watched = {name: value.requires_grad_() for name, value in (floating | leaves).items() if gradients}
         with torch.set_grad_enabled(bool(watched)):
             tables = {name: self._table(name, leaf) for name, leaf in leaves.items()}
-            result = torch.func.functional_call(self.module, tables, kwargs=given)
+            result = _run(self.module, given, tables)
             outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
             outputs = [_real(leaf) for leaf in (self.pair.old_units(outputs) if self.pair else outputs)]
         found: dict[str, Tensor] = {}

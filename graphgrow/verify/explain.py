@@ -46,14 +46,16 @@ def _said(prover: Prover, name: str) -> str:
 
 
 def depth_steps(graph: Graph, known: Zeros, sums: Mapping[str, str]) -> tuple[Step, ...]:
-    """Where new layers become zero, and the sums that keep their stream, each with the zero it is left without."""
+    """Where new layers become zero, and what keeps their stream, each with the zero or one it is left without."""
     found: list[Step] = []
     for node in graph.nodes:
         if node.name in sums:
             gone = _called(graph, sums[node.name])
-            found.append(Step(place=_place(node), reads=(f"{gone} is zero",), gives="the stream: x + 0 = x"))
-        elif node.op != "parameter" and known.zero(node.name):
-            reads = tuple(f"{_called(graph, name)} is zero" for name in node.operands() if known.zero(name))
+            one = known.number(sums[node.name]) == 1
+            says = ("one", "x * 1 = x") if one else ("zero", "x + 0 = x")
+            found.append(Step(place=_place(node), reads=(f"{gone} is {says[0]}",), gives=f"the stream: {says[1]}"))
+        elif node.op != "parameter" and known.number(node.name) == 0:
+            reads = tuple(f"{_called(graph, name)} is zero" for name in node.operands() if known.number(name) == 0)
             found.append(Step(place=_place(node), reads=reads, gives="zero"))
     return _folded(found)
 

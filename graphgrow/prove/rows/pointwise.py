@@ -284,6 +284,8 @@ def _function(context: Context, node: Node, name: str, found: Sequence[Cells]) -
     """An operator of which nothing more is known: the same where its operands are; free otherwise."""
     exponent = node.args[1] if name == "pow.Tensor_Tensor" else None
     whole = isinstance(exponent, Ref) and context.axes.graph[exponent.name].tensor.dtype.startswith("int")
+    real = name.startswith("pow") and not node.tensor.dtype.startswith(WHOLE)
+    base = _sign(node.args[0]) if real and name == "pow.Scalar" else UNDEFINED
 
     def result(facts: tuple[int, ...]) -> int:
         value = function_of(facts)
@@ -291,6 +293,8 @@ def _function(context: Context, node: Node, name: str, found: Sequence[Cells]) -
             return value
         if name in LOGARITHMS:
             return ANY if facts[0] == POSITIVE else UNDEFINED
+        if base == POSITIVE or (real and len(facts) == 2 and facts[0] == POSITIVE):
+            return POSITIVE
         if whole and facts[1] in (NONNEGATIVE, POSITIVE):
             return ANY
         return UNDEFINED if name in PARTIAL else SIGNS.get(name, ANY)

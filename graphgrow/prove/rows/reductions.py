@@ -69,8 +69,8 @@ KEEP_ZERO = (*EXTREMA, *SPREADS, *NORMS)
 
 @row("reduction", "norm_reduction", "reduction2")
 def _reduction(context: Context, node: Node) -> Value:
-    """Over dimensions that stay: cell by cell. Over a grown one: a norm does not see zeros, an extremum no copies, a
-    variance falls by what has the mean."""
+    """Over dimensions that stay: cell by cell. Over a grown one: a norm does not see zeros and grows by a power of the
+    number of copies, an extremum does not see copies, a variance falls by what has the mean."""
     dims = context.dims(node, 2 if ops.kind(node.op) == "norm_reduction" else 1)
     terms = context.terms(node.args[0])
     facts = context.facts(node.args[0])
@@ -147,6 +147,8 @@ def _reduced(node: Node, found: tuple[int, ...], over: _Over, outer: bool) -> in
     if any(f < SAME for f in found) or len({scale(f) for f in found}) > 1 or kind(first) not in ("same", "constant"):
         return otherwise
     by = scale(first)
+    if op.startswith(NORMS) and order > 0 and len(found) > 1 and over.copies(found):
+        return fact(kind(first), abs(by) * over.by ** (1 / order))
     if op.startswith(SPREADS):
         copies = len(found) == 1 or over.copies(found)
         degrees = _degrees(node)
