@@ -76,7 +76,8 @@ def stacks(graph: Graph) -> tuple[Stack, ...]:
     """The stacks of a graph in execution order."""
     found: list[Stack] = []
     for chain, path in _chains(graph):
-        labels = [_label(graph, start, end) for start, end in chain]
+        known: dict[object, int] = {}
+        labels = [known.setdefault(_structure(graph, start, end), len(known)) for start, end in chain]
         single = dict(enumerate(chain))
         for begin, period, count in _repeats(labels):
             starts = [chain[begin + i * period][0] for i in range(count)]
@@ -297,9 +298,9 @@ def _kept(graph: Graph, inside: set[str], between: set[str]) -> set[str]:
     return kept
 
 
-def _label(graph: Graph, start: str, end: str) -> int:
-    """A fingerprint of a block's structure: equal for blocks that differ only in weights, in decimal numbers, and in
-    what they read from outside."""
+def _structure(graph: Graph, start: str, end: str) -> object:
+    """A block's structure: equal for blocks that differ only in weights, in decimal numbers, and in what they read from
+    outside."""
     inside = _inside(graph, start, end)
     numbers = {start: -1}
     rows: list[object] = []
@@ -316,7 +317,7 @@ def _label(graph: Graph, start: str, end: str) -> int:
         called = node.map(read) if node.op != "parameter" else node
         arguments = (called.args, called.kwargs) if node.op != "parameter" else ()
         rows.append((node.op, node.type, arguments))
-    return hash(tuple(rows))
+    return tuple(rows)
 
 
 def _in_order(graph: Graph, end: str, inside: set[str]) -> Iterator[str]:

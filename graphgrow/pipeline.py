@@ -24,6 +24,7 @@ from graphgrow.certificate import Claim
 from graphgrow.errors import OptionError, located
 from graphgrow.lazy import after
 from graphgrow.program import Program
+from graphgrow.prove import fresh
 from graphgrow.rewrite import Data, Rewriter
 from graphgrow.verify import certify
 
@@ -67,10 +68,11 @@ class Pass(ABC):
         """The rewritten program, with a certificate; `program` stays what it was. `data` are batches of inputs by name,
         for passes that look at activations and for what is measured. Raises Refusal or CheckFailed."""
         rewriter = Rewriter(program, self.seed, data)
-        with located(self.spec):
-            self.rewrite(rewriter)
-        new = after(program, rewriter.program)
-        certificate = certify(program, new, spec=self.spec, claim=self.claims, seed=self.seed, data=data)
+        with fresh():
+            with located(self.spec):
+                self.rewrite(rewriter)
+            new = after(program, rewriter.program)
+            certificate = certify(program, new, spec=self.spec, claim=self.claims, seed=self.seed, data=data)
         certificate = certificate.model_copy(update={"notes": tuple(rewriter.notes)})
         return new.replace(journal=(*program.journal, certificate))
 

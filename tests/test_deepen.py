@@ -102,6 +102,24 @@ def test_layers_need_no_names_and_may_have_periods() -> None:
     assert zeroed(certified(new)) == {(f"copy2.{name}", "zero") for name in ("ccc.weight", "ccc.bias", "dddd.weight")}
 
 
+class Rolls(nn.Module):
+    def __init__(self, *steps: int) -> None:
+        super().__init__()
+        self.steps, self.blocks = steps, nn.ModuleList([nn.Linear(6, 6) for _ in steps])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step, block in zip(self.steps, self.blocks, strict=True):
+            x = x + torch.roll(block(x), step, 1)
+        return x
+
+
+@pytest.mark.parametrize(("steps", "found"), [((-2, -2), [2]), ((-1, -2), [1, 1])])
+def test_layers_with_other_whole_numbers_are_others(steps: tuple[int, ...], found: list[int]) -> None:
+    """Also -1 and -2, whose hashes are one in Python."""
+    graph = trace(Rolls(*steps), {"x": torch.randn(2, 5, 6)}).graph
+    assert [len(stack.layers) for stack in stacks(graph)] == found
+
+
 # The pass
 
 

@@ -11,6 +11,7 @@ from graphgrow.prove.facts import (
     ZERO,
     fact,
     free,
+    fresh,
     kind,
     multiple,
     scale,
@@ -21,5 +22,5 @@ from graphgrow.prove.rows import Number
 
 __all__ = [
     "ANY", "CONSTANT", "MEAN", "POSITIVE", "SAME", "ZERO", "Assignment", "Block", "Derivation", "Layout", "Number",
-    "Prover", "fact", "free", "kind", "multiple", "scale", "scaled", "text",
+    "Prover", "fact", "free", "fresh", "kind", "multiple", "scale", "scaled", "text",
 ]  # fmt: skip

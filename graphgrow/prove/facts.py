@@ -16,7 +16,8 @@ and UNDEFINED is what a logarithm or a quotient makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, reduce
 from math import isfinite, log
 from typing import Literal, NamedTuple, TypeAlias
@@ -82,6 +83,25 @@ def settle(number: float) -> float:
         if near in _KNOWN:
             return _KNOWN[near]
     return _KNOWN.setdefault(bucket, number)
+
+
+@contextmanager
+def fresh() -> Generator[None]:
+    """Inside, numbers that were met before do not count: what a pass writes follows from its program alone, to the last
+    bit, whatever the process has proved before."""
+    before = dict(_KNOWN)
+    _know({0: 1.0})
+    try:
+        yield
+    finally:
+        _know(before)
+
+
+def _know(numbers: Mapping[int, float]) -> None:
+    _KNOWN.clear()
+    _KNOWN.update(numbers)
+    for table in (times, plus, power, function_of):  # their results are of the numbers that were known
+        table.cache_clear()
 
 
 def scaled(factor: float) -> int:
