@@ -13,7 +13,7 @@ from torch import nn
 from torch.export import Dim, export
 
 from benchmarks import models
-from benchmarks.measure import Row, in_turns, middle, ratio_row
+from benchmarks.measure import Row, in_turns, ratio_row
 from graphgrow.graph import Graph
 from graphgrow.program import Program
 from graphgrow.prove import Prover
@@ -73,10 +73,8 @@ def growth(name: str) -> Iterator[Row]:
         programs[layers] = trace(model, models.tokens(device="meta"))
     found = in_turns({str(n): lambda p=p: analyse(p) for n, p in programs.items()}, turns=7)
     for layers in LAYERS[1:]:
-        half, whole = middle(found[str(layers // 2)]), middle(found[str(layers)])
         what = f"{name}: time per layer, {layers} layers over {layers // 2}"
-        cpu = whole.cpu / half.cpu / 2
-        yield Row(what, str(whole), f"half: {half}", whole.wall / half.wall / 2, cpu, target=1.25)
+        yield ratio_row(what, (found[str(layers)], found[str(layers // 2)]), "half", scale=2, target=1.25)
 
 
 def rows() -> Iterator[Row]:

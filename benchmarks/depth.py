@@ -13,7 +13,7 @@ import transformers as hf
 
 from benchmarks import models
 from benchmarks.analysis import SMALL, forgotten
-from benchmarks.measure import Row, in_turns, middle
+from benchmarks.measure import Row, in_turns, ratio_row
 from graphgrow.pipeline import parse_pass
 from graphgrow.program import Program
 from graphgrow.tracing import trace
@@ -55,9 +55,5 @@ def rows() -> Iterator[Row]:
             given = {layers: parse_pass(before)(one) for layers, one in given.items()}
         works = {str(layers): partial(applied, spec, one) for layers, one in given.items()}
         times = in_turns(works, turns=3, warm=0)
-        small, large = middle(times[str(few)]), middle(times[str(many)])
-        scale = many / few
-        yield Row(
-            f"{spec}: time per layer, {many} layers over {few}", str(large), f"{few} layers: {small}",
-            large.wall / small.wall / scale, large.cpu / small.cpu / scale, target=1.25,
-        )  # fmt: skip
+        what, pair = f"{spec}: time per layer, {many} layers over {few}", (times[str(many)], times[str(few)])
+        yield ratio_row(what, pair, f"{few} layers", scale=many / few, target=1.25)

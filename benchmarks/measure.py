@@ -97,11 +97,13 @@ def middle(times: Sequence[Time]) -> Time:
     return Time(median(time.wall for time in times), median(time.cpu for time in times))
 
 
-def ratio_row(what: str, times: tuple[Sequence[Time], Sequence[Time]], peer: str, **rest: Any) -> Row:
-    """Ours over the peer's: the median over the turns of each turn's ratio."""
+def ratio_row(
+    what: str, times: tuple[Sequence[Time], Sequence[Time]], peer: str, scale: float = 1.0, **rest: Any
+) -> Row:
+    """Ours over the peer's, for `scale` times the work: the median over the turns of each turn's ratio."""
     ours, theirs = times
-    wall = median(a.wall / b.wall for a, b in zip(ours, theirs, strict=True))
-    cpu = median(a.cpu / b.cpu for a, b in zip(ours, theirs, strict=True))
+    wall = median(a.wall / b.wall for a, b in zip(ours, theirs, strict=True)) / scale
+    cpu = median(a.cpu / b.cpu for a, b in zip(ours, theirs, strict=True)) / scale
     return Row(what, str(middle(ours)), f"{peer}: {middle(theirs)}", wall, cpu, **rest)
 
 

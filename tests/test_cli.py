@@ -36,7 +36,7 @@ def without_example():
 def slow():
     import time
     print("started", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -422,7 +422,7 @@ def test_closed_streams_are_no_matter(folder):
 
 def test_stdout_holds_one_json_document_and_nothing_else(folder, factory):
     process = command("apply", "--pass", "widen", f"{factory}:model", "-o", "out.pt", "--json")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
 
     assert process.returncode == 0
     assert json.loads(out)["output"] == "out.pt"
@@ -435,7 +435,7 @@ def test_an_interrupt_leaves_nothing_behind(folder, factory, number, code):
     assert process.stderr is not None
     assert process.stderr.readline() == "started\n"
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
 
     assert process.returncode == code
     assert "Traceback" not in err
@@ -460,7 +460,7 @@ def test_a_closed_pipe_is_no_matter(folder):
     line = [sys.executable, "-c", "from graphgrow.cli import main; main()", "axes", "model.pt"]
     process = subprocess.Popen(line, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
 
     assert err == ""
     assert process.returncode == 141

@@ -30,7 +30,7 @@ def losses(module, batches):
 
 def worker(rank, path, address):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=300))
     try:
         program = Program.load(f"{path}/program.pt")
         mesh = init_device_mesh("cpu", (2,))

@@ -688,7 +688,7 @@ def test_bits_flipped_in_the_header(saved):
         harmless(saved, program)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(position=st.integers(0, 10**9), value=st.binary(min_size=1, max_size=6))
 def test_bytes_overwritten_anywhere(tmp_path_factory, position, value):
     folder = tmp_path_factory.mktemp("files")
@@ -701,7 +701,7 @@ def test_bytes_overwritten_anywhere(tmp_path_factory, position, value):
         files.load(folder / "model.pt")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     data=st.binary(max_size=300), head=st.sampled_from([b"", b"\x80\x02", b"\x80\x04\x95", b"PK\x03\x04", b"(", b"c"])
 )
@@ -711,7 +711,7 @@ def test_any_bytes_are_told_apart(tmp_path_factory, data, head):
     refused(path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(text=st.text(alphabet="ab batch+-*/%(),0123max", max_size=60))
 def test_sizes_are_read_or_refused(text):
     with suppress(FileError):
