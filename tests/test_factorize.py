@@ -170,11 +170,12 @@ def test_energy_is_kept_and_with_no_more_rank(energy: float) -> None:
         assert rank == 1 or shares[rank - 2] < energy + 1e-6
 
 
-def test_a_matrix_of_low_rank_is_found_and_exact() -> None:
-    """All energy of what has rank 5 is rank 5: smaller, and the same function."""
+@pytest.mark.parametrize("seed", range(4))
+def test_a_matrix_of_low_rank_is_found_and_exact(seed: int) -> None:
+    """All energy of what has rank 5 but for rounding is rank 5: smaller, and the same function."""
     old = traced("gpt2").to("float64")
     name = "transformer.h.0.mlp.c_fc.weight"
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     low = torch.randn(48, 5, dtype=torch.float64) @ torch.randn(5, 80, dtype=torch.float64) / 10
     old = old.replace(tensors={**old.tensors, name: low})
     new = Factorize(at=name, energy=1.0)(old)

@@ -136,6 +136,10 @@ def test_factors_of_full_rank_are_proved_but_for_their_rounding(model):
         found = check(*pair)
         assert found.proof and found.proof.holds and found.holds, str(found)
         assert "rounding of their factors" in found.proof.why
+    lying = new.tensors[f"{name}_left"].clone()
+    lying[1, 2] += 100 * torch.finfo(lying.dtype).eps * lying.norm(dim=0).max()
+    found = check(old, new.replace(tensors={**new.tensors, f"{name}_left": lying}))
+    assert not found.holds, "a single entry, off by more than rounding"
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama", "t5", "vit"])

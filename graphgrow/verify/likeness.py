@@ -177,13 +177,18 @@ def _cone(graph: Graph, name: str) -> Graph:
 
 
 def _rounds_to(held: Tensor, value: Tensor, program: Program, made: Product, products: Mapping[str, Product]) -> bool:
-    """Whether a product is a weight but for the rounding of its factors."""
+    """Whether a product is a weight but for the rounding of its factors: at each entry, of the norms of what is
+    multiplied and summed there. (Factors of what has a low rank but for its own rounding are no nearer than that.)"""
     if held.is_meta or value.is_meta:
         return False
-    outer, inner = (_value(program, part, products).detach().double().abs() for part in (made.outer, made.inner))
-    terms = math.prod(n for n, c in zip(outer.shape, made.letters[0], strict=True) if c not in made.letters[2])
+    outer, inner = (_value(program, part, products).detach().double() for part in (made.outer, made.inner))
+    *letters, result = made.letters
+    terms = math.prod(n for n, c in zip(outer.shape, letters[0], strict=True) if c not in result)
     unit = ULPS * torch.finfo(held.dtype).eps + terms * torch.finfo(torch.float64).eps  # of factors, and of this sum
-    allowed = unit * torch.einsum(made.einsum, outer, inner)
+    free = ["".join(c for c in own if c in result) for own in letters]
+    squares = zip(letters, free, (outer**2, inner**2), strict=True)
+    norms = [torch.einsum(f"{own}->{kept}", square).sqrt() for own, kept, square in squares]
+    allowed = unit * torch.einsum("{},{}->{}".format(*free, result), *norms)
     return bool(((held.detach().double() - value).abs() <= allowed).all())
 
 
