@@ -27,7 +27,7 @@ from graphgrow.verify.equivalence import FULL_SIZE, Pair, as_stored, runners, si
 
 SQUARINGS = 6  # a norm is found within rank ** (1 / 2 ** (SQUARINGS + 2)): 1.03 at rank 1000
 ROUNDING = 1.001  # what these products, in float32, may be off by
-ULPS = 2  # both factors of a product are rounded once
+ULPS = 2  # half of one for each: both factors, the weight itself if it was a product, and the fit that spreads this
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,9 @@ def _cone(graph: Graph, name: str) -> Graph:
 
 
 def _rounds_to(held: Tensor, value: Tensor, program: Program, made: Product, products: Mapping[str, Product]) -> bool:
-    """Whether a product is a weight but for the rounding of its factors: at each entry, of the norms of what is
-    multiplied and summed there. (Factors of what has a low rank but for its own rounding are no nearer than that.)"""
+    """Whether a product is a weight but for rounding: of its factors, and of the weight itself where but for that it
+    would have their rank (a fit spreads it over rows and columns). An entry is off by as many units of what is
+    multiplied and summed there, which the product of the norms bounds (Cauchy and Schwarz): that is allowed."""
     if held.is_meta or value.is_meta:
         return False
     outer, inner = (_value(program, part, products).detach().double() for part in (made.outer, made.inner))
